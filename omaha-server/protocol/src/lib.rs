@@ -1,0 +1,1 @@
+//! omaha-server/protocol
