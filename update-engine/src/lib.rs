@@ -1,1 +1,3 @@
-//! update-engine
+//! The update daemon: check, install, verify, flip, report.
+
+pub mod status;
