@@ -11,14 +11,17 @@
 //! - [`PayloadStream`] takes the bytes as they arrive and gives operations;
 //!   [`PayloadStream::finish`] checks the signatures against a [`Trust`].
 //! - [`Manifest`] is the validated table of contents.
+//! - [`make`] makes payloads out of images and signs them.
 //!
 //! The crate knows nothing of devices, networks, slots or update servers.
 
 pub mod error;
 mod extent;
 mod header;
+pub mod make;
 mod manifest;
 mod operation;
+pub mod pipeline;
 mod resume;
 mod stream;
 mod trust;

@@ -1,1 +1,3 @@
+//! The `payload` command: make, sign, inspect, verify and apply update payloads.
+
 fn main() {}
