@@ -1,3 +1,4 @@
 //! The update daemon: check, install, verify, flip, report.
 
+pub mod bus;
 pub mod status;
