@@ -30,6 +30,11 @@ impl Extent {
     }
 }
 
+/// A length in memory as a length in an image.
+pub(crate) fn size(length: usize) -> u64 {
+    u64::try_from(length).expect("a length fits 64 bits")
+}
+
 /// Bytes that `extents` span, holes included.
 pub(crate) fn total(extents: &[Extent]) -> u64 {
     extents

@@ -12,23 +12,33 @@
 //!   [`PayloadStream::finish`] checks the signatures against a [`Trust`].
 //! - [`Manifest`] is the validated table of contents.
 //! - [`make`] makes payloads out of images and signs them.
+//! - [`decode`] and [`apply`] run one operation on an [`Image`].
+//! - [`verify_payload`] and [`apply_payload`] do all of it for a payload in a file.
 //!
 //! The crate knows nothing of devices, networks, slots or update servers.
 
+mod apply;
+mod bspatch;
 pub mod error;
 mod extent;
+mod file;
 mod header;
+mod image;
 pub mod make;
 mod manifest;
 mod operation;
 pub mod pipeline;
 mod resume;
+mod span;
 mod stream;
 mod trust;
 mod wire;
 
+pub use apply::{Decoded, apply, decode};
 pub use error::PayloadError;
 pub use extent::Extent;
+pub use file::{Phase, Progress, Targets, apply_payload, verify_payload};
+pub use image::Image;
 pub use manifest::{ImageInfo, Limits, Manifest, Part, Procedure, Target};
 pub use operation::{Blob, Operation, OperationKind};
 pub use resume::ResumePoint;

@@ -515,8 +515,8 @@ impl<'a> Validator<'a> {
                 .checked_mul(block_size)
                 .filter(|bytes| i64::try_from(*bytes).is_ok())
         };
-        let messages = messages.iter().enumerate();
-        messages
+        let entries = messages.iter().enumerate();
+        let extents: Vec<Extent> = entries
             .map(|(number, message)| {
                 let start = message.start_block.unwrap_or(0);
                 let blocks = message.num_blocks.unwrap_or(0);
@@ -536,7 +536,11 @@ impl<'a> Validator<'a> {
                     )
                 })
             })
-            .collect()
+            .collect::<Result<_, _>>()?;
+        if i64::try_from(extent::total(&extents)).is_err() {
+            return Err(refused(place, "they add up beyond any image"));
+        }
+        Ok(extents)
     }
 
     fn signatures(

@@ -1,5 +1,6 @@
 //! One step of an update, validated: what to do, with which data, where.
 
+use crate::error::{Cause, PayloadError};
 use crate::extent::{self, Extent};
 
 /// One step of an update.
@@ -80,5 +81,14 @@ impl Operation {
     #[must_use]
     pub fn is_idempotent(&self) -> bool {
         !extent::overlap(self.source(), &self.destination)
+    }
+
+    /// The error of this operation for a `cause` in its data or in memory.
+    pub(crate) fn failed(&self, cause: impl Into<Cause>) -> PayloadError {
+        PayloadError::OperationFailed {
+            index: self.index,
+            kind: self.name(),
+            source: cause.into(),
+        }
     }
 }

@@ -21,6 +21,7 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use crate::error::PayloadError;
+use crate::extent::size;
 use crate::header::Header;
 use crate::manifest::{Limits, Manifest, Target};
 use crate::operation::Operation;
@@ -497,8 +498,4 @@ fn check_size(announced: Option<&Announced>, manifest: &Manifest) -> Result<(), 
         }),
         _ => Ok(()),
     }
-}
-
-fn size(length: usize) -> u64 {
-    u64::try_from(length).expect("a length fits 64 bits")
 }
