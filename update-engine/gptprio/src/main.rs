@@ -1,1 +1,2 @@
+//! The `gptprio` command.
 fn main() {}
