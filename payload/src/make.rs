@@ -119,6 +119,13 @@ pub enum MakeError {
         /// Bytes.
         size: usize,
     },
+    /// The payload to sign is broken.
+    #[error(transparent)]
+    Payload(#[from] crate::PayloadError),
+    /// The manifest has fields of another version of the format, which writing
+    /// it again would lose.
+    #[error("the manifest has fields that this program does not know and would lose")]
+    UnknownFields,
     /// Attaching needs something to attach.
     #[error("no signature to attach")]
     NoSignatures,

@@ -13,13 +13,15 @@
 //! ```
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::sync::Arc;
 
+use bytes::Bytes;
 use prost::Message;
 use sha2::{Digest, Sha256};
 
 use super::{MakeError, PrivateKey, RawSignature, SignatureKind};
 use crate::header::Header;
-use crate::wire;
+use crate::{Event, Limits, Manifest, PayloadError, PayloadStream, Trust, wire};
 
 const REPLACE: i32 = 0;
 
@@ -49,6 +51,25 @@ pub struct Written {
 }
 
 impl<B: Read + Seek> Draft<B> {
+    /// An existing payload, signed or not, to be signed anew. It is read to its
+    /// end once, and refused unless it is complete and every blob has its hash;
+    /// whoever signs should not sign a broken file. Its signatures are dropped
+    /// without a look at them.
+    ///
+    /// # Errors
+    /// [`MakeError::Payload`] for what is wrong with it, and
+    /// [`MakeError::UnknownFields`] for a manifest that would lose something.
+    pub fn read(mut payload: B) -> Result<Self, MakeError> {
+        let (metadata, checked) = check(&mut payload)?;
+        let encoded = &metadata[Header::SIZE..];
+        let manifest = wire::DeltaArchiveManifest::decode(encoded)
+            .expect("the stream has decoded these bytes before");
+        if manifest.encode_to_vec() != encoded {
+            return Err(MakeError::UnknownFields);
+        }
+        Self::new(manifest, payload, checked.metadata_size, checked.blobs_size)
+    }
+
     /// `blobs` holds the data of all operations of `manifest`, `blobs_len` bytes
     /// from `blobs_start` on.
     pub(super) fn new(
@@ -182,6 +203,30 @@ impl<B: Read + Seek> Draft<B> {
         }
         Ok(())
     }
+}
+
+/// Reads a payload to its end. Returns header and manifest, raw and validated.
+fn check(payload: &mut impl Read) -> Result<(Bytes, Arc<Manifest>), MakeError> {
+    let mut stream = PayloadStream::new(Limits::default());
+    let mut metadata = Bytes::new();
+    let mut buffer = vec![0; COPY_SIZE];
+    loop {
+        let offset = stream.received();
+        let read = match payload.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(source) => return Err(PayloadError::Input { offset, source }.into()),
+        };
+        stream.push(&buffer[..read]);
+        while let Some(event) = stream.next_event()? {
+            if let Event::Metadata { raw, .. } = event {
+                metadata = raw;
+            }
+        }
+    }
+    let verified = stream.finish(&Trust::allow_unsigned(Vec::new()))?;
+    Ok((metadata, Arc::clone(verified.manifest())))
 }
 
 /// Clients older than procedures apply the noop list after the partition, so that

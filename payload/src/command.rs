@@ -1,0 +1,52 @@
+//! The subcommands, one file each, and how a person finds them.
+
+mod attach;
+mod generate;
+mod hash;
+mod keygen;
+mod sign;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Make, sign, inspect, verify and apply update payloads.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "\
+Examples:
+  payload keygen --out release.pem
+  payload generate --new usr.img --kernel vmlinuz --private-key release.pem --out update.payload
+  payload show update.payload
+  payload verify --public-key release.pub.pem update.payload
+  payload apply --public-key release.pub.pem --target copy.img update.payload
+
+Exit status: 0 done, 1 refused or failed (the reason is on stderr), 2 usage.
+`payload help COMMAND` tells more about each command."
+)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Generate(generate::Generate),
+    Sign(sign::Sign),
+    Hash(hash::Hash),
+    Attach(attach::Attach),
+    Keygen(keygen::Keygen),
+}
+
+impl Arguments {
+    /// Runs the chosen command.
+    pub(crate) fn run(self) -> Result<()> {
+        match self.command {
+            Command::Generate(command) => command.run(),
+            Command::Sign(command) => command.run(),
+            Command::Hash(command) => command.run(),
+            Command::Attach(command) => command.run(),
+            Command::Keygen(command) => command.run(),
+        }
+    }
+}

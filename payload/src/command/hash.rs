@@ -1,0 +1,73 @@
+//! `payload hash`: what to sign when the key is elsewhere.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use payload::make::{Draft, SignatureKind};
+
+use crate::files::{self, Output};
+use crate::talk::{hex, progress};
+
+/// Print the digest to sign, for keys that are not on this machine.
+///
+/// The signed part of a payload tells how long its signatures are, so the digest
+/// depends on the sizes of the keys: 256 for RSA-2048, 384 for RSA-3072, 512 for
+/// RSA-4096, 64 for Ed25519, separated by colons. Signatures that IN already has
+/// do not matter.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Sign with one RSA-2048 and one Ed25519 key, somewhere else:
+  payload hash unsigned.payload --signature-sizes 256:64 --out digest
+
+  openssl pkeyutl -sign -inkey rsa.pem -pkeyopt digest:sha256 -in digest -out rsa.sig
+  openssl pkeyutl -sign -inkey ed25519.pem -rawin -in digest -out ed25519.sig
+
+  payload attach unsigned.payload --signature rsa.sig --signature ed25519.sig update.payload
+
+The RSA form is PKCS#1 v1.5 over the digest; the Ed25519 form takes its 32 bytes as
+the message. `payload attach` gives the same file as `payload sign` with those keys.")]
+pub(crate) struct Hash {
+    /// The payload to sign.
+    #[arg(value_name = "IN")]
+    input: PathBuf,
+    /// Bytes of each signature that will be attached, such as 256 or 256:64.
+    #[arg(
+        long,
+        value_name = "SIZES",
+        value_delimiter = ':',
+        required = true,
+        value_parser = kind
+    )]
+    signature_sizes: Vec<SignatureKind>,
+    /// Also write the raw 32 bytes to this file, for signing tools.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+impl Hash {
+    pub(crate) fn run(self) -> Result<()> {
+        let (input, size) = files::open(&self.input)?;
+        let bar = progress("hash", size);
+        let digest = Draft::read(bar.wrap_read(input))
+            .and_then(|mut draft| draft.digest(&self.signature_sizes));
+        bar.finish_and_clear();
+        let digest = digest.with_context(|| format!("hash {}", self.input.display()))?;
+
+        if let Some(path) = self.out {
+            let mut output = Output::create(&path)?;
+            output
+                .file()
+                .write_all(&digest)
+                .with_context(|| format!("write {}", path.display()))?;
+            output.commit()?;
+        }
+        writeln!(io::stdout(), "{}", hex(&digest))?;
+        Ok(())
+    }
+}
+
+fn kind(size: &str) -> Result<SignatureKind> {
+    Ok(SignatureKind::from_size(size.parse()?)?)
+}
