@@ -1,4 +1,7 @@
 //! The update daemon: check, install, verify, flip, report.
 
 pub mod bus;
+pub mod config;
+pub mod prefs;
+pub mod root;
 pub mod status;
