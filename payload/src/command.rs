@@ -4,7 +4,9 @@ mod attach;
 mod generate;
 mod hash;
 mod keygen;
+mod show;
 mod sign;
+mod verify;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -35,6 +37,8 @@ enum Command {
     Sign(sign::Sign),
     Hash(hash::Hash),
     Attach(attach::Attach),
+    Verify(verify::Verify),
+    Show(show::Show),
     Keygen(keygen::Keygen),
 }
 
@@ -46,6 +50,8 @@ impl Arguments {
             Command::Sign(command) => command.run(),
             Command::Hash(command) => command.run(),
             Command::Attach(command) => command.run(),
+            Command::Verify(command) => command.run(),
+            Command::Show(command) => command.run(),
             Command::Keygen(command) => command.run(),
         }
     }

@@ -43,4 +43,4 @@ pub use manifest::{ImageInfo, Limits, Manifest, Part, Procedure, Target};
 pub use operation::{Blob, Operation, OperationKind};
 pub use resume::ResumePoint;
 pub use stream::{Announced, Event, PayloadStream, PendingOperation, Verified};
-pub use trust::{PublicKey, Trust};
+pub use trust::{PublicKey, Trust, signature_entries};

@@ -24,11 +24,11 @@ pub(crate) fn progress(what: &'static str, total: u64) -> ProgressBar {
 }
 
 /// How many keys signed, in words.
-pub(crate) fn signed_by(keys: usize) -> String {
-    match keys {
+pub(crate) fn signed_by(count: usize, key: &str) -> String {
+    match count {
         0 => "not signed".to_owned(),
-        1 => "signed by 1 key".to_owned(),
-        keys => format!("signed by {keys} keys"),
+        1 => format!("signed by 1 {key}"),
+        count => format!("signed by {count} {key}s"),
     }
 }
 

@@ -225,6 +225,20 @@ impl Trust {
     }
 }
 
+/// Version and length in bytes of each entry of the signature `message` at file
+/// `offset`, for people to look at. Nothing is verified.
+///
+/// # Errors
+/// [`PayloadError::SignatureMalformed`].
+pub fn signature_entries(offset: u64, message: &[u8]) -> Result<Vec<(u32, usize)>, PayloadError> {
+    let entries = Entry::parse_all(message)
+        .map_err(|reason| PayloadError::SignatureMalformed { offset, reason })?;
+    let sizes = entries
+        .iter()
+        .map(|entry| (entry.version, entry.data.len()));
+    Ok(sizes.collect())
+}
+
 /// One entry of a signature message.
 struct Entry {
     version: u32,

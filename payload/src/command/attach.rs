@@ -58,7 +58,11 @@ impl Attach {
         attached.with_context(|| format!("attach signatures to {}", self.input.display()))?;
         output.commit()?;
 
-        say(format_args!("{}: {}", self.out.display(), signed_by(count)));
+        say(format_args!(
+            "{}: {}",
+            self.out.display(),
+            signed_by(count, "key")
+        ));
         Ok(())
     }
 }

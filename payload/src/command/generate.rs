@@ -78,7 +78,7 @@ impl Generate {
             self.out.display(),
             HumanBytes(written.size),
             HumanBytes(image_size.saturating_add(kernel_size)),
-            signed_by(keys.len()),
+            signed_by(keys.len(), "key"),
         ));
         Ok(())
     }

@@ -51,7 +51,7 @@ impl Sign {
         say(format_args!(
             "{}: {}",
             self.out.display(),
-            signed_by(keys.len())
+            signed_by(keys.len(), "key")
         ));
         Ok(())
     }
