@@ -91,7 +91,7 @@ impl fmt::Display for Selection<'_> {
                 };
                 write!(
                     f,
-                    "partition {} has the highest priority and {why}",
+                    "partition {} has the highest priority of those that may boot; it {why}",
                     slot.number
                 )
             }
