@@ -34,18 +34,6 @@ enum Content {
 impl Decoded {
     /// Results up to this size are decompressed by [`decode`], larger ones by [`apply`].
     const IN_MEMORY: u64 = 4 << 20;
-
-    /// Most bytes of memory that [`decode`] of `operation` takes beside its data.
-    #[must_use]
-    pub fn memory_needed(operation: &Operation) -> u64 {
-        match operation.kind {
-            OperationKind::ReplaceBz => match extent::total(&operation.destination) {
-                room if room <= Self::IN_MEMORY => room,
-                _ => 0,
-            },
-            _ => 0,
-        }
-    }
 }
 
 /// Decompresses the data of an operation, never to more than its destination holds.

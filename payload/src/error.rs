@@ -206,6 +206,16 @@ pub enum PayloadError {
         /// Which part of the update.
         target: Target,
     },
+    /// The new image does not fit on the target.
+    #[error("{target}: the new image has {size} bytes, the target only {available}")]
+    TargetTooSmall {
+        /// Which part of the update.
+        target: Target,
+        /// Bytes of the new image.
+        size: u64,
+        /// Bytes of the target.
+        available: u64,
+    },
     /// The payload updates something for which no target was given.
     #[error("the payload holds a {target}, but no target for it was given")]
     TargetMissing {

@@ -4,15 +4,14 @@
 //! signature was found good, and the second reading must give the same bytes.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::num::NonZeroUsize;
 
-use rayon::prelude::*;
-
-use crate::apply::{Decoded, apply, decode};
+use crate::apply::{apply, decode};
 use crate::error::PayloadError;
-use crate::extent::size;
 use crate::image::Image;
 use crate::manifest::{Limits, Manifest, Part, Target};
+use crate::pipeline::{all_cores, in_order};
 use crate::stream::{Event, PayloadStream, PendingOperation, Verified};
 use crate::trust::Trust;
 
@@ -73,12 +72,13 @@ pub struct Progress {
 /// # Errors
 /// The first thing that is wrong; [`PayloadError::Input`] when `reader` fails.
 pub fn verify_payload(
-    reader: &mut impl Read,
+    reader: &mut dyn Read,
     trust: &Trust,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Verified, PayloadError> {
-    let stream = read_through(reader, Phase::Verify, progress, &mut |_, _| Ok(()))?;
-    stream.finish(trust)
+    let mut reading = Reading::new(reader, Phase::Verify, progress);
+    while reading.next_operation()?.is_some() {}
+    reading.stream.finish(trust)
 }
 
 /// Verifies a payload from its start, then applies it and checks the results.
@@ -87,8 +87,8 @@ pub fn verify_payload(
 ///
 /// # Errors
 /// Before anything is written: whatever [`verify_payload`] refuses,
-/// [`PayloadError::TargetMissing`] for a part without a target and
-/// [`PayloadError::SourceMismatch`] when a delta does not fit the old content.
+/// [`PayloadError::TargetMissing`] for a part without a target,
+/// [`PayloadError::TargetTooSmall`] and [`PayloadError::SourceMismatch`] when a delta does not fit the old content.
 /// After that the targets are of no use when an error is returned.
 pub fn apply_payload(
     reader: &mut (impl Read + Seek),
@@ -99,6 +99,9 @@ pub fn apply_payload(
     rewind(reader)?;
     let verified = verify_payload(reader, trust, progress)?;
     let manifest = verified.manifest();
+    manifest
+        .partition
+        .check_room(Target::Partition, targets.partition)?;
     for (target, part) in manifest.parts() {
         check_source(target, part, targets.image(target)?)?;
     }
@@ -106,22 +109,30 @@ pub fn apply_payload(
         part.reserve(targets.file(target)?, manifest.block_size)?;
     }
     rewind(reader)?;
-    let mut batch = Batch::default();
-    let stream = read_through(
-        reader,
-        Phase::Apply,
-        progress,
-        &mut |manifest, operation| {
-            batch.add(operation);
-            if batch.is_full() {
-                batch.run(manifest, targets)
-            } else {
-                Ok(())
-            }
+    let mut reading = Reading::new(reader, Phase::Apply, progress);
+    in_order(
+        all_cores().min(MOST_THREADS),
+        || reading.next_operation(),
+        |PendingOperation {
+             target,
+             operation,
+             data,
+             ..
+         }| {
+            let decoded = decode(&operation, data)?;
+            Ok((target, operation, decoded))
+        },
+        |decoded: Result<_, PayloadError>| match decoded? {
+            (Target::Unknown(_), ..) => Ok(()),
+            (target, operation, decoded) => apply(
+                &operation,
+                manifest.block_size,
+                decoded,
+                targets.image(target)?,
+            ),
         },
     )?;
-    batch.run(manifest, targets)?;
-    if stream.finish(trust)?.sha256() != verified.sha256() {
+    if reading.stream.finish(trust)?.sha256() != verified.sha256() {
         return Err(PayloadError::PayloadChanged);
     }
     for (target, part) in file_parts(manifest) {
@@ -135,37 +146,62 @@ pub fn apply_payload(
     Ok(verified)
 }
 
-/// Pushes all of `reader` through a new stream and gives it back at its end.
-fn read_through(
-    reader: &mut impl Read,
+/// More would only use more memory: writing is in order and has one thread.
+const MOST_THREADS: NonZeroUsize = NonZeroUsize::new(8).expect("8 is not 0");
+
+/// One reading of a payload from its start.
+struct Reading<'a> {
+    reader: &'a mut dyn Read,
+    stream: PayloadStream,
+    buffer: Vec<u8>,
     phase: Phase,
-    progress: &mut dyn FnMut(Progress),
-    on_operation: &mut dyn FnMut(&Manifest, PendingOperation) -> Result<(), PayloadError>,
-) -> Result<PayloadStream, PayloadError> {
-    let mut stream = PayloadStream::new(Limits::default());
-    let mut buffer = vec![0; 256 << 10];
-    loop {
-        let offset = stream.received();
-        let length = match reader.read(&mut buffer) {
-            Ok(0) => return Ok(stream),
-            Ok(length) => length,
-            Err(source) if source.kind() == std::io::ErrorKind::Interrupted => continue,
-            Err(source) => return Err(PayloadError::Input { offset, source }),
-        };
-        stream.push(&buffer[..length]);
-        while let Some(event) = stream.next_event()? {
-            if let (Event::Operation(operation), Some(manifest)) = (event, stream.manifest()) {
-                on_operation(manifest, operation)?;
+    progress: &'a mut dyn FnMut(Progress),
+}
+
+impl<'a> Reading<'a> {
+    const BUFFER: usize = 256 << 10;
+
+    fn new(reader: &'a mut dyn Read, phase: Phase, progress: &'a mut dyn FnMut(Progress)) -> Self {
+        Self {
+            reader,
+            stream: PayloadStream::new(Limits::default()),
+            buffer: vec![0; Self::BUFFER],
+            phase,
+            progress,
+        }
+    }
+
+    /// The next operation; `None` at the end of the file.
+    fn next_operation(&mut self) -> Result<Option<PendingOperation>, PayloadError> {
+        loop {
+            match self.stream.next_event()? {
+                Some(Event::Operation(operation)) => return Ok(Some(operation)),
+                Some(Event::Metadata { .. }) => {}
+                None if self.read()? => {}
+                None => return Ok(None),
             }
         }
-        if let Some(manifest) = stream.manifest() {
-            let total = manifest.payload_size();
-            progress(Progress {
-                phase,
-                done: offset + size(length),
-                total,
+    }
+
+    /// Pushes the next bytes; `false` at the end of the file.
+    fn read(&mut self) -> Result<bool, PayloadError> {
+        let length = match self.reader.read(&mut self.buffer) {
+            Ok(length) => length,
+            Err(source) if source.kind() == io::ErrorKind::Interrupted => return Ok(true),
+            Err(source) => {
+                let offset = self.stream.received();
+                return Err(PayloadError::Input { offset, source });
+            }
+        };
+        self.stream.push(&self.buffer[..length]);
+        if let Some(manifest) = self.stream.manifest() {
+            (self.progress)(Progress {
+                phase: self.phase,
+                done: self.stream.received(),
+                total: manifest.payload_size(),
             });
         }
+        Ok(length > 0)
     }
 }
 
@@ -188,46 +224,4 @@ fn file_parts(manifest: &Manifest) -> impl Iterator<Item = (Target, &Part)> {
     manifest
         .parts()
         .filter(|(target, _)| *target != Target::Partition)
-}
-
-/// Operations that are decoded on all cores and then written in order.
-#[derive(Default)]
-struct Batch {
-    operations: Vec<PendingOperation>,
-    bytes: u64,
-}
-
-impl Batch {
-    /// Bounds both the data and what it is decompressed to.
-    const FULL: u64 = 16 << 20;
-
-    fn add(&mut self, pending: PendingOperation) {
-        self.bytes += size(pending.data.len()) + Decoded::memory_needed(&pending.operation);
-        self.operations.push(pending);
-    }
-
-    fn is_full(&self) -> bool {
-        self.bytes >= Self::FULL
-    }
-
-    fn run(&mut self, manifest: &Manifest, targets: &Targets) -> Result<(), PayloadError> {
-        self.bytes = 0;
-        let decoded: Vec<_> = std::mem::take(&mut self.operations)
-            .into_par_iter()
-            .filter(|pending| !matches!(pending.target, Target::Unknown(_)))
-            .map(|pending| {
-                let decoded = decode(&pending.operation, pending.data)?;
-                Ok((pending.target, pending.operation, decoded))
-            })
-            .collect::<Result<_, PayloadError>>()?;
-        for (target, operation, decoded) in decoded {
-            apply(
-                &operation,
-                manifest.block_size,
-                decoded,
-                targets.image(target)?,
-            )?;
-        }
-        Ok(())
-    }
 }

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::PayloadError;
 use crate::extent;
-use crate::manifest::{ImageInfo, Part};
+use crate::manifest::{ImageInfo, Part, Target};
 
 /// Random access to an image of a fixed length.
 ///
@@ -68,6 +68,24 @@ impl ImageInfo {
 }
 
 impl Part {
+    /// Refuses an image that is too small for the new content. To be asked for the
+    /// partition, which cannot grow, before the first write.
+    ///
+    /// # Errors
+    /// [`PayloadError::TargetTooSmall`].
+    pub fn check_room(&self, target: Target, image: &dyn Image) -> Result<(), PayloadError> {
+        let (size, available) = (self.new.size, image.len());
+        if size <= available {
+            Ok(())
+        } else {
+            Err(PayloadError::TargetTooSmall {
+                target,
+                size,
+                available,
+            })
+        }
+    }
+
     /// Prepares the file of a kernel or PCR policy for its operations: they write
     /// whole blocks, so it must reach to the end of the last one. Old content stays,
     /// since a delta reads it.

@@ -28,7 +28,7 @@ pub struct ResumePoint {
 impl ResumePoint {
     /// Version 1: the midstate is eight little-endian state words, the number of
     /// 64-byte blocks (u64 LE), the number of bytes after them, and those bytes
-    /// in a field of 64.
+    /// in a field of 63.
     const VERSION: u32 = 1;
 
     pub(crate) fn new(

@@ -83,7 +83,7 @@ impl<'a> ExtentReader<'a> {
                 check_bounds(index, image.len(), offset, used)?;
             }
             placed.push((start, extent));
-            start += extent.length();
+            start = extent.length().saturating_add(start);
         }
         Ok(Self {
             image,
