@@ -216,12 +216,6 @@ pub enum PayloadError {
         /// Bytes of the target.
         available: u64,
     },
-    /// The payload updates something for which no target was given.
-    #[error("the payload holds a {target}, but no target for it was given")]
-    TargetMissing {
-        /// Which part of the update.
-        target: Target,
-    },
     /// A resume point does not belong to this payload or this program.
     #[error("cannot resume: {reason}")]
     Resume {

@@ -1,4 +1,4 @@
-//! A payload that is already a file: checked as a whole first, then applied.
+//! A payload that is already a file: verified as a whole first, then applied.
 //!
 //! Unlike a download, a file can be read twice. So nothing is written before the
 //! signature was found good, and the second reading must give the same bytes.
@@ -22,94 +22,78 @@ use crate::trust::Trust;
 pub struct Targets<'a> {
     /// The partition or image file, at least as large as the new image.
     pub partition: &'a dyn Image,
-    /// The kernel file.
+    /// The kernel file; without it the kernel is left out.
     pub kernel: Option<&'a File>,
-    /// The PCR policy file.
+    /// The PCR policy file; without it the policy is left out.
     pub pcr_policy: Option<&'a File>,
 }
 
 impl Targets<'_> {
-    fn image(&self, target: Target) -> Result<&dyn Image, PayloadError> {
+    fn image(&self, target: Target) -> Option<&dyn Image> {
         match target {
-            Target::Partition => Ok(self.partition),
-            _ => Ok(self.file(target)?),
+            Target::Partition => Some(self.partition),
+            _ => self.file(target).map(|file| file as &dyn Image),
         }
     }
 
-    fn file(&self, target: Target) -> Result<&File, PayloadError> {
-        let file = match target {
+    fn file(&self, target: Target) -> Option<&File> {
+        match target {
             Target::Kernel => self.kernel,
             Target::PcrPolicy => self.pcr_policy,
             Target::Partition | Target::Unknown(_) => None,
-        };
-        file.ok_or(PayloadError::TargetMissing { target })
+        }
     }
 }
 
-/// What a reading of the payload is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// Hashes and signature are checked; nothing is written.
-    Verify,
-    /// Operations are carried out.
-    Apply,
-}
-
-/// How far a reading of the payload is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
-    /// Which reading.
-    pub phase: Phase,
-    /// Bytes of the payload done.
-    pub done: u64,
-    /// Bytes of the whole payload.
-    pub total: u64,
-}
-
-/// Reads a payload to its end and checks everything that can be checked without
-/// the images: structure, hash of each operation's data, signature.
+/// Reads a payload from its start to its end and checks everything that can be
+/// checked without the images: structure, hash of each operation's data, signature.
+///
+/// `progress` hears how many bytes of the payload are done.
 ///
 /// # Errors
 /// The first thing that is wrong; [`PayloadError::Input`] when `reader` fails.
 pub fn verify_payload(
     reader: &mut dyn Read,
     trust: &Trust,
-    progress: &mut dyn FnMut(Progress),
+    progress: &mut dyn FnMut(u64),
 ) -> Result<Verified, PayloadError> {
-    let mut reading = Reading::new(reader, Phase::Verify, progress);
+    let mut reading = Reading::new(reader, progress);
     while reading.next_operation()?.is_some() {}
     reading.stream.finish(trust)
 }
 
-/// Verifies a payload from its start, then applies it and checks the results.
+/// Applies a payload that was verified, and checks the results.
 ///
+/// It is read again from its start and must still be the same: the manifest is
+/// compared before anything is written, each operation's data before it is used.
 /// The targets are neither synced nor read back from the medium here.
 ///
+/// `progress` hears how many bytes of the payload are done.
+///
 /// # Errors
-/// Before anything is written: whatever [`verify_payload`] refuses,
-/// [`PayloadError::TargetMissing`] for a part without a target,
-/// [`PayloadError::TargetTooSmall`] and [`PayloadError::SourceMismatch`] when a delta does not fit the old content.
-/// After that the targets are of no use when an error is returned.
+/// Before anything is written: [`PayloadError::PayloadChanged`],
+/// [`PayloadError::TargetTooSmall`], and [`PayloadError::SourceMismatch`] when a
+/// delta does not fit the old content. After that the targets are of no use when
+/// an error is returned.
 pub fn apply_payload(
     reader: &mut (impl Read + Seek),
-    trust: &Trust,
+    verified: &Verified,
     targets: &Targets,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<Verified, PayloadError> {
-    rewind(reader)?;
-    let verified = verify_payload(reader, trust, progress)?;
+    progress: &mut dyn FnMut(u64),
+) -> Result<(), PayloadError> {
     let manifest = verified.manifest();
     manifest
         .partition
         .check_room(Target::Partition, targets.partition)?;
-    for (target, part) in manifest.parts() {
-        check_source(target, part, targets.image(target)?)?;
-    }
-    for (target, part) in file_parts(manifest) {
-        part.reserve(targets.file(target)?, manifest.block_size)?;
+    for (target, part, image) in images(manifest, targets) {
+        check_source(target, part, image)?;
     }
     rewind(reader)?;
-    let mut reading = Reading::new(reader, Phase::Apply, progress);
+    let mut reading = Reading::new(reader, progress);
+    reading.expect_manifest(manifest)?;
+    for (part, file) in files(manifest, targets) {
+        part.reserve(file, manifest.block_size)?;
+    }
     in_order(
         all_cores().min(MOST_THREADS),
         || reading.next_operation(),
@@ -122,28 +106,27 @@ pub fn apply_payload(
             let decoded = decode(&operation, data)?;
             Ok((target, operation, decoded))
         },
-        |decoded: Result<_, PayloadError>| match decoded? {
-            (Target::Unknown(_), ..) => Ok(()),
-            (target, operation, decoded) => apply(
-                &operation,
-                manifest.block_size,
-                decoded,
-                targets.image(target)?,
-            ),
+        |decoded: Result<_, PayloadError>| {
+            let (target, operation, decoded) = decoded?;
+            match targets.image(target) {
+                Some(image) => apply(&operation, manifest.block_size, decoded, image),
+                None => Ok(()),
+            }
         },
     )?;
-    if reading.stream.finish(trust)?.sha256() != verified.sha256() {
+    let again = reading.stream.finish(&Trust::allow_unsigned(Vec::new()))?;
+    if again.sha256() != verified.sha256() {
         return Err(PayloadError::PayloadChanged);
     }
-    for (target, part) in file_parts(manifest) {
-        part.truncate(targets.file(target)?)?;
+    for (part, file) in files(manifest, targets) {
+        part.truncate(file)?;
     }
-    for (target, part) in manifest.parts() {
-        if !part.new.matches(targets.image(target)?)? {
+    for (target, part, image) in images(manifest, targets) {
+        if !part.new.matches(image)? {
             return Err(PayloadError::TargetMismatch { target });
         }
     }
-    Ok(verified)
+    Ok(())
 }
 
 /// More would only use more memory: writing is in order and has one thread.
@@ -154,20 +137,29 @@ struct Reading<'a> {
     reader: &'a mut dyn Read,
     stream: PayloadStream,
     buffer: Vec<u8>,
-    phase: Phase,
-    progress: &'a mut dyn FnMut(Progress),
+    progress: &'a mut dyn FnMut(u64),
 }
 
 impl<'a> Reading<'a> {
     const BUFFER: usize = 256 << 10;
 
-    fn new(reader: &'a mut dyn Read, phase: Phase, progress: &'a mut dyn FnMut(Progress)) -> Self {
+    fn new(reader: &'a mut dyn Read, progress: &'a mut dyn FnMut(u64)) -> Self {
         Self {
             reader,
             stream: PayloadStream::new(Limits::default()),
             buffer: vec![0; Self::BUFFER],
-            phase,
             progress,
+        }
+    }
+
+    /// Reads no further than the manifest, which must be this one.
+    fn expect_manifest(&mut self, expected: &Manifest) -> Result<(), PayloadError> {
+        loop {
+            match self.stream.next_event()? {
+                Some(Event::Metadata { manifest, .. }) if *manifest == *expected => return Ok(()),
+                None if self.read()? => {}
+                _ => return Err(PayloadError::PayloadChanged),
+            }
         }
     }
 
@@ -194,13 +186,7 @@ impl<'a> Reading<'a> {
             }
         };
         self.stream.push(&self.buffer[..length]);
-        if let Some(manifest) = self.stream.manifest() {
-            (self.progress)(Progress {
-                phase: self.phase,
-                done: self.stream.received(),
-                total: manifest.payload_size(),
-            });
-        }
+        (self.progress)(self.stream.received());
         Ok(length > 0)
     }
 }
@@ -219,9 +205,20 @@ fn check_source(target: Target, part: &Part, image: &dyn Image) -> Result<(), Pa
     }
 }
 
-/// The parts that are files of their own, not the partition.
-fn file_parts(manifest: &Manifest) -> impl Iterator<Item = (Target, &Part)> {
-    manifest
-        .parts()
-        .filter(|(target, _)| *target != Target::Partition)
+/// The parts that have a target.
+fn images<'a>(
+    manifest: &'a Manifest,
+    targets: &'a Targets,
+) -> impl Iterator<Item = (Target, &'a Part, &'a dyn Image)> {
+    let parts = manifest.parts();
+    parts.filter_map(|(target, part)| Some((target, part, targets.image(target)?)))
+}
+
+/// Those of them that are files of their own, not the partition.
+fn files<'a>(
+    manifest: &'a Manifest,
+    targets: &'a Targets,
+) -> impl Iterator<Item = (&'a Part, &'a File)> {
+    let parts = manifest.parts();
+    parts.filter_map(|(target, part)| Some((part, targets.file(target)?)))
 }

@@ -37,7 +37,7 @@ mod wire;
 pub use apply::{Decoded, apply, decode};
 pub use error::PayloadError;
 pub use extent::Extent;
-pub use file::{Phase, Progress, Targets, apply_payload, verify_payload};
+pub use file::{Targets, apply_payload, verify_payload};
 pub use image::Image;
 pub use manifest::{ImageInfo, Limits, Manifest, Part, Procedure, Target};
 pub use operation::{Blob, Operation, OperationKind};

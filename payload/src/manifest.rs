@@ -169,7 +169,7 @@ impl Manifest {
         wire::check_shape(bytes, limits.operations, limits.extents)?;
         let message = wire::DeltaArchiveManifest::decode(bytes)
             .map_err(|error| refused("protobuf", error.to_string()))?;
-        Validator::new(bytes, limits, message.block_size)?.manifest(message)
+        Validator::new(bytes, limits, message.block_size)?.manifest(&message)
     }
 
     /// All operations in the order in which their data lies in the payload.
@@ -263,7 +263,7 @@ impl<'a> Validator<'a> {
         })
     }
 
-    fn manifest(mut self, message: wire::DeltaArchiveManifest) -> Result<Manifest, PayloadError> {
+    fn manifest(mut self, message: &wire::DeltaArchiveManifest) -> Result<Manifest, PayloadError> {
         let operations = self.operations("partition_operations", &message.partition_operations)?;
         let partition = Part {
             operations,

@@ -4,8 +4,7 @@ use std::fs::File;
 use std::io::Cursor;
 
 use payload::{
-    Extent, OperationKind, PayloadError, Phase, Target, Targets, Trust, apply_payload,
-    verify_payload,
+    Extent, OperationKind, PayloadError, Target, Targets, Trust, apply_payload, verify_payload,
 };
 use sha2::{Digest, Sha256};
 
@@ -199,21 +198,17 @@ fn files_are_applied_and_the_kernel_is_cut_to_its_size() {
             kernel: Some(&kernel),
             pcr_policy: None,
         };
-        let mut seen = Vec::new();
+        let mut done = 0;
         let mut payload = Cursor::new(original(payload));
-        apply_payload(&mut payload, &trust(), &targets, &mut |progress| {
-            seen.push(progress)
-        })
-        .unwrap();
+        let verified = verify_payload(&mut payload, &trust(), &mut |_| ()).unwrap();
+        apply_payload(&mut payload, &verified, &targets, &mut |now| done = now).unwrap();
         let image = std::fs::read(image_path).unwrap();
         assert_eq!(sha256(&image[..SIZE]), listed("new.img"));
         assert_eq!(
             sha256(&std::fs::read(kernel_path).unwrap()),
             listed("kernel-new")
         );
-        assert_eq!(seen.first().unwrap().phase, Phase::Verify);
-        let last = seen.last().unwrap();
-        assert_eq!((last.phase, last.done), (Phase::Apply, last.total));
+        assert_eq!(done, verified.size());
     }
 }
 
@@ -227,32 +222,28 @@ fn nothing_of_a_file_is_written_before_its_signature_is_good() {
         .write(true)
         .open(&kernel_path)
         .unwrap();
-    let attempt = |payload: &str, trust: &Trust, image: &[u8], with_kernel: bool| {
+    let attempt = |payload: &str, trust: &Trust, image: &[u8]| {
         let machine = Machine::new(image, &[], 0);
         let targets = Targets {
             partition: &machine.partition,
-            kernel: with_kernel.then_some(&kernel),
+            kernel: Some(&kernel),
             pcr_policy: None,
         };
         let mut payload = Cursor::new(original(payload));
-        let error = apply_payload(&mut payload, trust, &targets, &mut |_| ()).unwrap_err();
+        let error = verify_payload(&mut payload, trust, &mut |_| ())
+            .and_then(|verified| apply_payload(&mut payload, &verified, &targets, &mut |_| ()))
+            .unwrap_err();
         assert!(!machine.partition.was_written());
         assert_eq!(std::fs::read(&kernel_path).unwrap(), b"old");
         error
     };
     let blank = vec![0; SIZE];
     assert!(matches!(
-        attempt("full.payload", &other_trust(), &blank, true),
+        attempt("full.payload", &other_trust(), &blank),
         PayloadError::SignatureRefused { .. }
     ));
     assert!(matches!(
-        attempt("full.payload", &trust(), &blank, false),
-        PayloadError::TargetMissing {
-            target: Target::Kernel
-        }
-    ));
-    assert!(matches!(
-        attempt("full.payload", &trust(), &blank[4096..], true),
+        attempt("full.payload", &trust(), &blank[4096..]),
         PayloadError::TargetTooSmall {
             size: 8_388_608,
             available: 8_384_512,
@@ -260,13 +251,13 @@ fn nothing_of_a_file_is_written_before_its_signature_is_good() {
         }
     ));
     assert!(matches!(
-        attempt("delta.payload", &trust(), &blank, true),
+        attempt("delta.payload", &trust(), &blank),
         PayloadError::SourceMismatch {
             target: Target::Partition
         }
     ));
     assert!(matches!(
-        attempt("delta.payload", &trust(), &original("old.img"), true),
+        attempt("delta.payload", &trust(), &original("old.img")),
         PayloadError::SourceMismatch {
             target: Target::Kernel
         }
@@ -284,42 +275,35 @@ fn a_target_that_is_too_small_is_an_error_with_the_place() {
 }
 
 #[test]
-fn a_file_that_changes_between_two_readings_is_refused() {
-    /// Gives `second` after it was rewound for the second time.
-    struct Changing {
-        readings: usize,
-        first: Cursor<Vec<u8>>,
-        second: Cursor<Vec<u8>>,
-    }
-    impl std::io::Read for Changing {
-        fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
-            if self.readings < 2 {
-                self.first.read(buf)
-            } else {
-                self.second.read(buf)
-            }
-        }
-    }
-    impl std::io::Seek for Changing {
-        fn seek(&mut self, _: std::io::SeekFrom) -> std::io::Result<u64> {
-            self.readings += 1;
-            Ok(0)
-        }
-    }
-    let mut payload = Changing {
-        readings: 0,
-        first: Cursor::new(original("two-signatures.payload")),
-        second: Cursor::new(original("unsigned.payload")),
+fn a_file_that_changes_after_its_verification_is_refused() {
+    let whole = original("two-signatures.payload");
+    let verified = verify_payload(&mut &whole[..], &trust(), &mut |_| ()).unwrap();
+    let apply = |payload: Vec<u8>| {
+        let machine = Machine::new(&vec![0; SIZE], &[], 0);
+        let targets = Targets {
+            partition: &machine.partition,
+            kernel: None,
+            pcr_policy: None,
+        };
+        let mut payload = Cursor::new(payload);
+        let error = apply_payload(&mut payload, &verified, &targets, &mut |_| ()).unwrap_err();
+        (error, machine.partition.was_written())
     };
-    let machine = Machine::new(&vec![0; SIZE], &[], 0);
-    let targets = Targets {
-        partition: &machine.partition,
-        kernel: None,
-        pcr_policy: None,
-    };
-    let trust = Trust::allow_unsigned(vec![]);
-    let error = apply_payload(&mut payload, &trust, &targets, &mut |_| ()).unwrap_err();
+    let (error, written) = apply(original("unsigned.payload"));
+    assert!(matches!(error, PayloadError::PayloadChanged) && !written);
+
+    let mut other_data = whole.clone();
+    other_data[1000] ^= 1;
+    let (error, written) = apply(other_data);
+    assert!(matches!(error, PayloadError::OperationHashMismatch { index: 0, .. }) && !written);
+
+    let mut other_signature = whole.clone();
+    *other_signature.last_mut().unwrap() ^= 1;
+    let (error, _) = apply(other_signature);
     assert!(matches!(error, PayloadError::PayloadChanged));
+
+    let (error, _) = apply(whole[..whole.len() - 1].to_vec());
+    assert!(matches!(error, PayloadError::Truncated { .. }));
 }
 
 #[test]
