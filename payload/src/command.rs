@@ -1,5 +1,6 @@
 //! The subcommands, one file each, and how a person finds them.
 
+mod apply;
 mod attach;
 mod generate;
 mod hash;
@@ -38,6 +39,7 @@ enum Command {
     Hash(hash::Hash),
     Attach(attach::Attach),
     Verify(verify::Verify),
+    Apply(apply::Apply),
     Show(show::Show),
     Keygen(keygen::Keygen),
 }
@@ -51,6 +53,7 @@ impl Arguments {
             Command::Hash(command) => command.run(),
             Command::Attach(command) => command.run(),
             Command::Verify(command) => command.run(),
+            Command::Apply(command) => command.run(),
             Command::Show(command) => command.run(),
             Command::Keygen(command) => command.run(),
         }

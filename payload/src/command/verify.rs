@@ -65,7 +65,7 @@ impl Verify {
         let trust = self.trust.load()?;
         let (mut file, size) = files::open(&self.file)?;
         let bar = progress("verify", size);
-        let verified = verify_payload(&mut file, &trust, &mut |at| bar.set_position(at.done));
+        let verified = verify_payload(&mut file, &trust, &mut |done| bar.set_position(done));
         bar.finish_and_clear();
         let verified = verified.with_context(|| self.file.display().to_string())?;
         say(format_args!(

@@ -13,15 +13,13 @@
 //! ```
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::sync::Arc;
 
-use bytes::Bytes;
 use prost::Message;
 use sha2::{Digest, Sha256};
 
 use super::{MakeError, PrivateKey, RawSignature, SignatureKind};
 use crate::header::Header;
-use crate::{Event, Limits, Manifest, PayloadError, PayloadStream, Trust, wire};
+use crate::{PayloadError, Trust, verify_payload, wire};
 
 const REPLACE: i32 = 0;
 
@@ -51,8 +49,8 @@ pub struct Written {
 }
 
 impl<B: Read + Seek> Draft<B> {
-    /// An existing payload, signed or not, to be signed anew. It is read to its
-    /// end once, and refused unless it is complete and every blob has its hash;
+    /// An existing payload, signed or not, to be signed anew, from its first byte
+    /// on. It is read to its end once, and refused unless it is complete and every blob has its hash;
     /// whoever signs should not sign a broken file. Its signatures are dropped
     /// without a look at them.
     ///
@@ -60,10 +58,13 @@ impl<B: Read + Seek> Draft<B> {
     /// [`MakeError::Payload`] for what is wrong with it, and
     /// [`MakeError::UnknownFields`] for a manifest that would lose something.
     pub fn read(mut payload: B) -> Result<Self, MakeError> {
-        let (metadata, checked) = check(&mut payload)?;
-        let encoded = &metadata[Header::SIZE..];
-        let manifest = wire::DeltaArchiveManifest::decode(encoded)
-            .expect("the stream has decoded these bytes before");
+        let anyone = Trust::allow_unsigned(Vec::new());
+        let verified = verify_payload(&mut payload, &anyone, &mut |_| ())?;
+        let checked = verified.manifest();
+        let encoded = read_manifest(&mut payload, checked.metadata_size)
+            .map_err(|source| PayloadError::Input { offset: 0, source })?;
+        let manifest = wire::DeltaArchiveManifest::decode(&encoded[..])
+            .map_err(|_| PayloadError::PayloadChanged)?;
         if manifest.encode_to_vec() != encoded {
             return Err(MakeError::UnknownFields);
         }
@@ -205,28 +206,15 @@ impl<B: Read + Seek> Draft<B> {
     }
 }
 
-/// Reads a payload to its end. Returns header and manifest, raw and validated.
-fn check(payload: &mut impl Read) -> Result<(Bytes, Arc<Manifest>), MakeError> {
-    let mut stream = PayloadStream::new(Limits::default());
-    let mut metadata = Bytes::new();
-    let mut buffer = vec![0; COPY_SIZE];
-    loop {
-        let offset = stream.received();
-        let read = match payload.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(read) => read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(source) => return Err(PayloadError::Input { offset, source }.into()),
-        };
-        stream.push(&buffer[..read]);
-        while let Some(event) = stream.next_event()? {
-            if let Event::Metadata { raw, .. } = event {
-                metadata = raw;
-            }
-        }
-    }
-    let verified = stream.finish(&Trust::allow_unsigned(Vec::new()))?;
-    Ok((metadata, Arc::clone(verified.manifest())))
+/// The bytes between header and data.
+fn read_manifest(payload: &mut (impl Read + Seek), metadata_size: u64) -> io::Result<Vec<u8>> {
+    let header = u64::try_from(Header::SIZE).expect("20 fits");
+    let mut encoded = Vec::new();
+    payload.seek(SeekFrom::Start(header))?;
+    payload
+        .take(metadata_size - header)
+        .read_to_end(&mut encoded)?;
+    Ok(encoded)
 }
 
 /// Clients older than procedures apply the noop list after the partition, so that

@@ -1,0 +1,313 @@
+//! `payload apply`: what a machine would have on its disk after the update.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use indicatif::HumanBytes;
+use payload::{Image, Manifest, Part, Target, Targets, Verified, apply_payload, verify_payload};
+
+use super::verify::{TrustArgs, signers};
+use crate::files;
+use crate::talk::{progress, say};
+
+/// Verify a payload and write what it holds.
+///
+/// TARGET is a file, made if it does not exist, or a block device. A file gets
+/// exactly the size of the image. Nothing is written before signature and old
+/// images are found good; the result is read again and compared with the hashes
+/// of the payload. If something fails in between, TARGET is of no use and the
+/// command says so.
+///
+/// A delta payload first copies SOURCE to TARGET; SOURCE itself is only read.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  payload apply --public-key release.pub.pem --target new.img update.payload
+
+  payload apply --public-key release.pub.pem --target new.img \\
+      --target-kernel vmlinuz update.payload
+
+  # A delta, onto another partition.
+  payload apply --public-key release.pub.pem --source old.img --target /dev/sdb4 \\
+      --source-kernel vmlinuz-a --target-kernel vmlinuz-b delta.payload")]
+pub(crate) struct Apply {
+    #[command(flatten)]
+    trust: TrustArgs,
+    /// The old image, for a delta payload.
+    #[arg(long, value_name = "IMG")]
+    source: Option<PathBuf>,
+    /// Where the new image goes.
+    #[arg(long, value_name = "IMG")]
+    target: PathBuf,
+    /// The old kernel, for a delta payload.
+    #[arg(long, value_name = "FILE")]
+    source_kernel: Option<PathBuf>,
+    /// Where the new kernel goes; it is left out otherwise.
+    #[arg(long, value_name = "FILE")]
+    target_kernel: Option<PathBuf>,
+    /// The payload.
+    file: PathBuf,
+}
+
+impl Apply {
+    pub(crate) fn run(self) -> Result<()> {
+        let trust = self.trust.load()?;
+        let (mut file, size) = files::open(&self.file)?;
+        let bar = progress("verify", size);
+        let verified = verify_payload(&mut file, &trust, &mut |done| bar.set_position(done));
+        bar.finish_and_clear();
+        let verified = verified.with_context(|| self.file.display().to_string())?;
+
+        let steps = self.steps(verified.manifest())?;
+        let outputs = open_targets(&steps, &file)?;
+        write(&mut file, &verified, &outputs)
+            .inspect_err(|_| outputs.iter().for_each(Output::say_incomplete))
+            .with_context(|| format!("apply {}", self.file.display()))?;
+        for output in outputs {
+            let step = output.keep();
+            say(format_args!(
+                "{}: {} written, payload {}",
+                step.path.display(),
+                HumanBytes(step.part.new.size),
+                signers(&verified),
+            ));
+        }
+        Ok(())
+    }
+
+    /// What is to be done, after everything that can be checked without writing.
+    fn steps<'a>(&'a self, manifest: &'a Manifest) -> Result<Vec<Step<'a>>> {
+        let mut steps = Vec::new();
+        for (target, part) in manifest.parts() {
+            let (path, source, option) = match target {
+                Target::Partition => (Some(&self.target), &self.source, "--source"),
+                Target::Kernel => (
+                    self.target_kernel.as_ref(),
+                    &self.source_kernel,
+                    "--source-kernel",
+                ),
+                Target::PcrPolicy | Target::Unknown(_) => (None, &None, ""),
+            };
+            match path {
+                Some(path) => steps.push(Step {
+                    target,
+                    part,
+                    path,
+                    source: open_source(target, part, source.as_deref(), option)?,
+                }),
+                None => say(format_args!("payload: the {target} is left out")),
+            }
+        }
+        if self.target_kernel.is_some() && manifest.part(Target::Kernel).is_none() {
+            bail!("the payload holds no kernel, so there is none for --target-kernel");
+        }
+        Ok(steps)
+    }
+}
+
+/// Fills the targets, puts what they hold on the disk and compares it with the
+/// hashes of the payload.
+fn write(payload: &mut File, verified: &Verified, outputs: &[Output]) -> Result<()> {
+    for output in outputs {
+        output.prepare()?;
+    }
+    let of = |target| {
+        let output = outputs.iter().find(|output| output.step.target == target);
+        output.map(|output| &output.file)
+    };
+    let targets = Targets {
+        partition: of(Target::Partition).expect("every manifest updates the partition"),
+        kernel: of(Target::Kernel),
+        pcr_policy: None,
+    };
+    let bar = progress("apply", verified.size());
+    let applied = apply_payload(payload, verified, &targets, &mut |done| {
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    applied?;
+    outputs.iter().try_for_each(Output::finish)
+}
+
+/// One image or file that will be written.
+struct Step<'a> {
+    target: Target,
+    part: &'a Part,
+    path: &'a Path,
+    /// What a delta starts from, checked, and how many bytes of it.
+    source: Option<(File, u64)>,
+}
+
+impl Step<'_> {
+    /// Bytes that the target needs while it is written.
+    fn room(&self) -> u64 {
+        let old = self.part.old.as_ref().map_or(0, |old| old.size);
+        self.part.new.size.max(old)
+    }
+}
+
+/// The open target of a step. A file that did not exist before is removed again
+/// unless it is kept.
+struct Output<'a> {
+    step: &'a Step<'a>,
+    file: File,
+    is_regular: bool,
+    is_new: bool,
+}
+
+impl<'a> Output<'a> {
+    /// Opens the target without changing it, and refuses one that is too small.
+    fn open(step: &'a Step<'a>) -> Result<Self> {
+        let open = || -> io::Result<Self> {
+            let (file, is_new) = open_or_create(step.path)?;
+            Ok(Self {
+                step,
+                is_regular: file.metadata()?.is_file(),
+                file,
+                is_new,
+            })
+        };
+        let output = open().with_context(|| format!("open {}", step.path.display()))?;
+        let (needed, found) = (step.room(), Image::len(&output.file));
+        if !output.is_regular && found < needed {
+            bail!(
+                "{} has {found} bytes, the {} needs {needed}",
+                step.path.display(),
+                step.target
+            );
+        }
+        Ok(output)
+    }
+
+    /// Makes room and, for a delta, copies the old content.
+    fn prepare(&self) -> Result<()> {
+        let shown = self.step.path.display();
+        if self.is_regular {
+            self.file
+                .set_len(self.step.room())
+                .with_context(|| format!("resize {shown}"))?;
+        }
+        if let Some((source, size)) = &self.step.source {
+            let (mut from, mut to) = (source, &self.file);
+            let mut copy = || {
+                from.rewind()?;
+                to.rewind()?;
+                io::copy(&mut from.take(*size), &mut to)
+            };
+            copy().with_context(|| format!("copy the old {} to {shown}", self.step.target))?;
+        }
+        Ok(())
+    }
+
+    fn finish(&self) -> Result<()> {
+        let finish = || {
+            if self.is_regular {
+                self.file.set_len(self.step.part.new.size)?;
+            }
+            self.file.sync_all()
+        };
+        finish().with_context(|| format!("finish {}", self.step.path.display()))
+    }
+
+    fn say_incomplete(&self) {
+        let outcome = if self.is_new {
+            "incomplete and removed"
+        } else {
+            "incomplete now and of no use"
+        };
+        say(format_args!(
+            "payload: {} is {outcome}",
+            self.step.path.display()
+        ));
+    }
+
+    fn keep(mut self) -> &'a Step<'a> {
+        self.is_new = false;
+        self.step
+    }
+}
+
+impl Drop for Output<'_> {
+    fn drop(&mut self) {
+        if self.is_new {
+            // It was said that it is of no use, which holds also when it stays.
+            let _ = fs::remove_file(self.step.path);
+        }
+    }
+}
+
+fn open_or_create(path: &Path) -> io::Result<(File, bool)> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true);
+    match options.clone().create_new(true).open(path) {
+        Ok(file) => Ok((file, true)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            Ok((options.open(path)?, false))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Opens every target, none of which may be read from or written to as
+/// something else.
+fn open_targets<'a>(steps: &'a [Step<'a>], payload: &File) -> Result<Vec<Output<'a>>> {
+    let mut outputs: Vec<Output<'_>> = Vec::new();
+    for step in steps {
+        let output = Output::open(step)?;
+        let sources = steps.iter().filter_map(|step| step.source.as_ref());
+        let others = sources
+            .map(|(source, _)| source)
+            .chain([payload])
+            .chain(outputs.iter().map(|output| &output.file));
+        for other in others {
+            if same_file(other, &output.file)? {
+                bail!("{} would be two things at once", step.path.display());
+            }
+        }
+        outputs.push(output);
+    }
+    Ok(outputs)
+}
+
+/// The old content of `part`, which a delta needs and other payloads ignore.
+fn open_source(
+    target: Target,
+    part: &Part,
+    path: Option<&Path>,
+    option: &str,
+) -> Result<Option<(File, u64)>> {
+    let Some(old) = &part.old else {
+        return Ok(None);
+    };
+    let path = path.with_context(|| {
+        format!(
+            "this is a delta payload; give the old {target} that it was made from with {option}"
+        )
+    })?;
+    let (file, _) = files::open(path)?;
+    if !old.matches(&file)? {
+        bail!(
+            "{} is not the old {target} that this delta was made from",
+            path.display()
+        );
+    }
+    Ok(Some((file, old.size)))
+}
+
+fn same_file(one: &File, other: &File) -> io::Result<bool> {
+    // Two nodes may name one device, which has a number of its own.
+    let identity = |file: &File| -> io::Result<_> {
+        let found = file.metadata()?;
+        let is_device = found.file_type().is_block_device();
+        Ok(if is_device {
+            (true, found.rdev(), 0)
+        } else {
+            (false, found.dev(), found.ino())
+        })
+    };
+    Ok(identity(one)? == identity(other)?)
+}
