@@ -40,10 +40,7 @@ impl Output {
     }
 
     fn with_mode(path: &Path, mode: u32) -> Result<Self> {
-        // Renaming over a device would not write to it but replace it.
-        if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
-            bail!("{} exists and is not a regular file", path.display());
-        }
+        check_replaceable(path)?;
         let file = tempfile::Builder::new()
             .prefix(".payload-")
             .permissions(Permissions::from_mode(mode))
@@ -81,6 +78,15 @@ impl Output {
         };
         put().with_context(|| format!("write {}", path.display()))
     }
+}
+
+/// Refuses a path that a new file cannot take: renaming over a device would not
+/// write to it but replace it.
+pub(crate) fn check_replaceable(path: &Path) -> Result<()> {
+    if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        bail!("{} exists and is not a regular file", path.display());
+    }
+    Ok(())
 }
 
 /// A nameless file beside `path`, for data as large as what will be written there.

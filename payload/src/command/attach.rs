@@ -49,14 +49,15 @@ impl Attach {
             .collect::<Result<_>>()?;
         let count = signatures.len();
         let (input, size) = files::open(&self.input)?;
-        let mut output = Output::create(&self.out)?;
-
         let bar = progress("attach", size);
-        let attached = Draft::read(bar.wrap_read(input))
-            .and_then(|mut draft| draft.attach(signatures, output.file()));
-        bar.finish_and_clear();
-        attached.with_context(|| format!("attach signatures to {}", self.input.display()))?;
+        let context = || format!("attach signatures to {}", self.input.display());
+        let mut draft = Draft::read(bar.wrap_read(input)).with_context(context)?;
+        let mut output = Output::create(&self.out)?;
+        draft
+            .attach(signatures, output.file())
+            .with_context(context)?;
         output.commit()?;
+        bar.finish_and_clear();
 
         say(format_args!(
             "{}: {}",

@@ -50,9 +50,11 @@ impl Generate {
         let (image, image_size) = files::open(&self.new)?;
         let kernel = self.kernel.as_deref().map(files::open).transpose()?;
         let kernel_size = kernel.as_ref().map_or(0, |(_, size)| *size);
-        let mut output = Output::create(&self.out)?;
+        files::check_replaceable(&self.out)?;
+        let scratch = files::scratch_beside(&self.out)?;
 
-        let bar = progress("compress", image_size.saturating_add(kernel_size));
+        let total = image_size.saturating_add(kernel_size);
+        let bar = progress("compress", total);
         let mut image = bar.wrap_read(image);
         let mut kernel = kernel.map(|(file, size)| (bar.wrap_read(file), size));
         let draft = make::full(
@@ -64,20 +66,21 @@ impl Generate {
                 reader,
                 size: *size,
             }),
-            files::scratch_beside(&self.out)?,
+            scratch,
             pipeline::all_cores(),
         );
         bar.finish_and_clear();
-        let written = draft
-            .and_then(|mut draft| draft.sign(&keys, output.file()))
-            .with_context(|| format!("make a payload of {}", self.new.display()))?;
+        let context = || format!("make a payload of {}", self.new.display());
+        let mut draft = draft.with_context(context)?;
+        let mut output = Output::create(&self.out)?;
+        let written = draft.sign(&keys, output.file()).with_context(context)?;
         output.commit()?;
 
         say(format_args!(
             "{}: {} from {}, {}",
             self.out.display(),
             HumanBytes(written.size),
-            HumanBytes(image_size.saturating_add(kernel_size)),
+            HumanBytes(total),
             signed_by(keys.len(), "key"),
         ));
         Ok(())

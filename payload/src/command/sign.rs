@@ -39,14 +39,13 @@ impl Sign {
     pub(crate) fn run(self) -> Result<()> {
         let keys = keys::private(&self.private_key)?;
         let (input, size) = files::open(&self.input)?;
-        let mut output = Output::create(&self.out)?;
-
         let bar = progress("sign", size);
-        let signed = Draft::read(bar.wrap_read(input))
-            .and_then(|mut draft| draft.sign(&keys, output.file()));
-        bar.finish_and_clear();
-        signed.with_context(|| format!("sign {}", self.input.display()))?;
+        let context = || format!("sign {}", self.input.display());
+        let mut draft = Draft::read(bar.wrap_read(input)).with_context(context)?;
+        let mut output = Output::create(&self.out)?;
+        draft.sign(&keys, output.file()).with_context(context)?;
         output.commit()?;
+        bar.finish_and_clear();
 
         say(format_args!(
             "{}: {}",

@@ -38,7 +38,7 @@ fn refusals_have_status_1_and_one_line_that_says_why() {
         ),
         (
             "generate --new new.img --out missing/o",
-            "payload: create missing/o: No such file or directory",
+            "payload: create a scratch file in missing: No such file or directory",
         ),
         (
             "generate --new new.img --private-key missing.pem --out o",
