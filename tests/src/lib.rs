@@ -2,7 +2,8 @@
 //! loopback HTTP and image files, started and stopped by the test itself.
 //!
 //! Nothing here needs root or reaches beyond loopback. Where a second opinion
-//! that a bug cannot hide on both sides of a comparison.
+//! exists (`sgdisk`, `cgpt`), it is asked instead of our own code, so that a bug
+//! cannot hide on both sides of a comparison.
 //!
 //! | module | what it stands for |
 //! |---|---|
@@ -10,12 +11,18 @@
 //! | [`process`] | a running program; ends with the test |
 //! | [`deadline`] | waiting for something, with a limit and a reason |
 //! | [`bus`] | a message bus of the test's own |
+//! | [`disk`] | a disk with two slots, in a file |
+//! | [`release`] | a new version: image, kernel, signed payload |
 //! | [`omaha`] | what an update server says, and hears |
 //! | [`fault_server`] | an HTTP server that can misbehave |
+//! | [`machine`] | all of it together: one updatable machine |
 
 pub mod bus;
 pub mod deadline;
+pub mod disk;
 pub mod fault_server;
+pub mod machine;
 pub mod omaha;
 pub mod process;
 pub mod programs;
+pub mod release;

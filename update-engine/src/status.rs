@@ -7,6 +7,7 @@
 
 use std::fmt;
 
+use serde::Serialize;
 use tokio::sync::oneshot;
 
 /// Version announced while no update is known, as the original.
@@ -120,7 +121,8 @@ impl Default for Status {
 }
 
 /// How the last finished attempt ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Outcome {
     /// No attempt has finished since the daemon started.
     #[default]
@@ -178,31 +180,42 @@ impl fmt::Display for Outcome {
 
 /// What the original never told: why, how much, and from which slot to which.
 ///
-/// `None` means unknown or not applicable and is left out on the bus.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+/// `None` means unknown or not applicable and is left out on the bus and in
+/// JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Details {
     /// How the last finished attempt ended.
     pub last_outcome: Outcome,
     /// The last attempt's error in words, with its causes; `None` when it did
     /// not fail.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
     /// The published error code that goes with `last_error`, without flag bits.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub last_error_code: Option<u32>,
     /// Unix seconds at which the last attempt started.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub last_attempt_time: Option<i64>,
     /// Why nothing is installed (policy, backoff, schedule), for a person.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Payload bytes received of the update under way, resumed ones included.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes_done: Option<u64>,
     /// Payload size in bytes of the update under way.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes_total: Option<u64>,
     /// Payload bytes that an earlier, interrupted attempt had already applied.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes_resumed: Option<u64>,
     /// The running version.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub current_version: Option<String>,
     /// The slot that is booted, `A` or `B`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub current_slot: Option<String>,
     /// The slot that an update is, or will be, written to.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub target_slot: Option<String>,
     /// Attempts that have finished since the daemon started. To be published
     /// in the same snapshot as the state and the outcome that an attempt ended

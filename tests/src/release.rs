@@ -1,0 +1,173 @@
+//! A new version of the system: image, kernel and the signed payload of both,
+//! made with the `payload` command as a release machine would.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+
+use crate::omaha::Offer;
+use crate::process::run;
+use crate::programs::program;
+
+const MAKE_LIMIT: Duration = Duration::from_secs(120);
+
+/// What to release.
+#[derive(Debug, Clone, Copy)]
+pub struct Recipe {
+    /// Its version.
+    pub version: &'static str,
+    /// Bytes of the image, a multiple of 4096.
+    pub image_size: usize,
+    /// Bytes of the kernel.
+    pub kernel_size: usize,
+    /// Fixture key that signs it, `ed25519` for example.
+    pub key: &'static str,
+}
+
+impl Default for Recipe {
+    fn default() -> Self {
+        Self {
+            version: "2.0.0",
+            image_size: 8 << 20,
+            kernel_size: 100_000,
+            key: "ed25519",
+        }
+    }
+}
+
+/// A release.
+#[derive(Debug)]
+pub struct Release {
+    /// Its version.
+    pub version: String,
+    /// The USR image.
+    pub image: Vec<u8>,
+    /// The kernel.
+    pub kernel: Vec<u8>,
+    /// The payload file's content.
+    pub payload: Arc<Vec<u8>>,
+}
+
+impl Release {
+    /// Makes the image, the kernel and their payload.
+    ///
+    /// # Errors
+    ///
+    /// The `payload` command fails.
+    pub fn make(recipe: Recipe) -> Result<Self> {
+        let folder = TempDir::new()?;
+        let image = content(recipe.version, recipe.image_size);
+        let kernel = content(&format!("kernel {}", recipe.version), recipe.kernel_size);
+        let path = |name| folder.path().join(name);
+        fs::write(path("usr.img"), &image)?;
+        fs::write(path("vmlinuz"), &kernel)?;
+        let mut generate = program("payload")?;
+        generate
+            .arg("generate")
+            .arg("--new")
+            .arg(path("usr.img"))
+            .arg("--kernel")
+            .arg(path("vmlinuz"))
+            .arg("--private-key")
+            .arg(private_key(recipe.key))
+            .arg("--out")
+            .arg(path("payload"));
+        run(&mut generate, MAKE_LIMIT)?
+            .success()
+            .context("payload generate")?;
+        Ok(Self {
+            version: recipe.version.to_owned(),
+            image,
+            kernel,
+            payload: Arc::new(fs::read(path("payload"))?),
+        })
+    }
+
+    /// The offer of this release, as file `name` below `codebase`.
+    ///
+    /// # Panics
+    ///
+    /// Never: a payload in memory has a length that fits.
+    #[must_use]
+    pub fn offer(&self, codebase: &str, name: &str) -> Offer {
+        Offer {
+            version: self.version.clone(),
+            codebase: codebase.to_owned(),
+            name: name.to_owned(),
+            size: u64::try_from(self.payload.len()).expect("memory is smaller than 2^64 bytes"),
+            sha256: STANDARD.encode(Sha256::digest(&*self.payload)),
+        }
+    }
+}
+
+/// Public half of a fixture key.
+#[must_use]
+pub fn public_key(name: &str) -> PathBuf {
+    fixtures().join(format!("keys/{name}.pub.pem"))
+}
+
+fn private_key(name: &str) -> PathBuf {
+    fixtures().join(format!("keys/{name}_DO_NOT_USE.pem"))
+}
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures")
+}
+
+/// `size` bytes that depend on `seed`: blocks of noise, which no compressor
+/// shrinks, between blocks of text, which every one does. Operations of both
+/// kinds come out of it.
+#[must_use]
+pub fn content(seed: &str, size: usize) -> Vec<u8> {
+    const BLOCK: usize = 64 << 10;
+    let mut content = Vec::with_capacity(size + BLOCK);
+    for block in 0_u64.. {
+        if content.len() >= size {
+            break;
+        }
+        if block % 16 < 12 {
+            let mut noise = Sha256::digest(format!("{seed} {block}"));
+            for _ in 0..BLOCK / noise.len() {
+                content.extend_from_slice(&noise);
+                noise = Sha256::digest(noise);
+            }
+        } else {
+            let line = format!("{seed}, block {block}\n");
+            content.extend(line.bytes().cycle().take(BLOCK));
+        }
+    }
+    content.truncate(size);
+    content
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_has_its_size_and_differs_by_seed_and_block() {
+        let one = content("one", 300_000);
+        assert_eq!(one.len(), 300_000);
+        assert!(one != content("two", 300_000));
+        assert!(one[..1000] != one[65_536..66_536]);
+    }
+
+    #[test]
+    fn a_release_is_smaller_than_its_image() {
+        let release = Release::make(Recipe::default()).unwrap();
+        assert_eq!(release.payload[..4], *b"CrAU");
+        assert!(release.payload.len() < release.image.len());
+        let offer = release.offer("http://example.com/", "a.payload").to_xml();
+        assert!(
+            offer.contains("codebase=\"http://example.com/\""),
+            "{offer}"
+        );
+    }
+}
