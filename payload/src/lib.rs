@@ -29,6 +29,7 @@ mod manifest;
 mod operation;
 pub mod pipeline;
 mod resume;
+mod shape;
 mod span;
 mod stream;
 mod trust;

@@ -17,7 +17,7 @@ use crate::error::PayloadError;
 use crate::extent::{self, Extent};
 use crate::header::Header;
 use crate::operation::{Blob, Operation, OperationKind};
-use crate::wire;
+use crate::{shape, wire};
 
 /// Ceilings for what a payload, not yet trusted, may make us allocate or do.
 ///
@@ -44,7 +44,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             manifest: 16 << 20,
-            operations: 1 << 17,
+            operations: 1 << 16,
             extents: 1 << 19,
             blob: 128 << 20,
             source: 512 << 20,
@@ -166,7 +166,7 @@ impl Manifest {
     /// [`PayloadError::Manifest`] with the field's place, or the more exact
     /// variants for offsets, hashes and sizes.
     pub fn parse(bytes: &[u8], limits: &Limits) -> Result<Self, PayloadError> {
-        wire::check_shape(bytes, limits.operations, limits.extents)?;
+        shape::check_manifest(bytes, limits.operations, limits.extents)?;
         let message = wire::DeltaArchiveManifest::decode(bytes)
             .map_err(|error| refused("protobuf", error.to_string()))?;
         Validator::new(bytes, limits, message.block_size)?.manifest(&message)

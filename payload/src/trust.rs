@@ -19,7 +19,7 @@ use pkcs8::{Document, ObjectIdentifier, SubjectPublicKeyInfoRef};
 use prost::Message;
 
 use crate::error::PayloadError;
-use crate::wire;
+use crate::{shape, wire};
 
 /// Signature entry version of RSA PKCS#1 v1.5 with SHA-256.
 pub(crate) const VERSION_RSA: u32 = 2;
@@ -247,7 +247,7 @@ struct Entry {
 
 impl Entry {
     fn parse_all(message: &[u8]) -> Result<Vec<Self>, String> {
-        wire::check_signatures_shape(message)?;
+        shape::check_signatures(message)?;
         let message = wire::Signatures::decode(message).map_err(|error| error.to_string())?;
         let entries = message.signatures.into_iter().enumerate();
         entries

@@ -26,7 +26,8 @@ fn enough_different_trusted_keys_must_have_signed() {
     };
     let (payload, _) = small();
     // Signed by, trusted, threshold, keys that count or None when refused.
-    let cases: [(&[Signatory], &[Signatory], usize, Option<usize>); 18] = [
+    type Case<'a> = (&'a [Signatory], &'a [Signatory], usize, Option<usize>);
+    let cases: [Case; 18] = [
         (&[RSA_2048], &[RSA_2048], 1, Some(1)),
         (&[RSA_4096], &[RSA_4096], 1, Some(1)),
         (&[ED25519], &[ED25519], 1, Some(1)),
