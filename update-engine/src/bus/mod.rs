@@ -15,8 +15,9 @@ pub use details::DetailsDict;
 use std::future::pending;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{debug, info, warn};
+use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::sync::{oneshot, watch};
+use tracing::{info, warn};
 use zbus::connection::Builder;
 use zbus::fdo::{self, DBusProxy, RequestNameFlags};
 use zbus::object_server::SignalEmitter;
@@ -119,7 +120,8 @@ impl Service {
     }
 
     /// Emits `StatusUpdate` now and on every change (throttled while payload
-    /// bytes arrive), until the bus closes the connection.
+    /// bytes arrive), until the bus closes the connection. States that pass
+    /// more quickly than the bus takes a signal are skipped, the last is not.
     ///
     /// Methods are answered from the moment of [`Service::connect`], whether
     /// this runs or not. When the engine has dropped its end, nothing more is
@@ -174,17 +176,14 @@ impl Engine {
         Ok(self.snapshots.borrow().clone())
     }
 
-    /// Queues a command whose effect nobody waits for. A full queue already
-    /// holds as much as the engine can use.
+    /// Queues a command whose effect nobody waits for.
     fn command(&self, command: Command) -> Result<(), MethodError> {
-        match self.commands.try_send(command) {
-            Ok(()) => Ok(()),
-            Err(mpsc::error::TrySendError::Full(command)) => {
-                debug!(?command, "dropped, the engine has enough to do");
-                Ok(())
-            }
-            Err(mpsc::error::TrySendError::Closed(_)) => Err(MethodError::engine_stopped()),
-        }
+        self.commands
+            .try_send(command)
+            .map_err(|error| match error {
+                TrySendError::Full(_) => MethodError::engine_busy(),
+                TrySendError::Closed(_) => MethodError::engine_stopped(),
+            })
     }
 
     async fn reset_status(&self) -> Result<(), MethodError> {
@@ -218,6 +217,8 @@ enum MethodError {
     ResetRefused(String),
     #[zbus(name = "Error.Failed")]
     EngineStopped(String),
+    #[zbus(name = "Error.LimitsExceeded")]
+    EngineBusy(String),
     #[zbus(name = "Error.TimedOut")]
     EngineSilent(String),
 }
@@ -231,6 +232,10 @@ impl MethodError {
 
     fn engine_stopped() -> Self {
         Self::EngineStopped("the update engine has stopped; its daemon is ending".to_owned())
+    }
+
+    fn engine_busy() -> Self {
+        Self::EngineBusy("the update engine has not taken the earlier requests yet".to_owned())
     }
 
     fn engine_silent() -> Self {

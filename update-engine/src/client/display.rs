@@ -10,6 +10,9 @@ use crate::status::{Details, NO_VERSION, Operation};
 /// Growth of the progress, in percent, between two plain lines of a download.
 const LINE_STEP: u8 = 10;
 
+const SPINNING: &str = "{spinner} {msg}";
+const COUNTING: &str = "{msg} [{bar:32}] {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
+
 /// Shows looks at the daemon, one after the other; what is on the screen goes
 /// away with it.
 pub(super) struct Display {
@@ -22,7 +25,8 @@ pub(super) struct Display {
 
 impl Display {
     pub(super) fn new() -> Self {
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr())
+            .with_style(style(SPINNING));
         if !bar.is_hidden() {
             bar.enable_steady_tick(Duration::from_millis(200));
         }
@@ -61,21 +65,20 @@ impl Display {
         let bytes = downloading(status).then(|| bytes(details)).flatten();
         let turned = self.counting != bytes.is_some();
         self.counting = bytes.is_some();
+        if turned {
+            // The style first: each of these draws.
+            self.bar
+                .set_style(style(if self.counting { COUNTING } else { SPINNING }));
+        }
         let Some((done, total)) = bytes else {
-            if turned {
-                self.bar.set_style(style("{spinner} {msg}"));
-            }
             self.bar.set_message(sentence(status, details));
             return;
         };
+        self.bar
+            .set_message(format!("downloading {}", status.new_version));
         self.bar.set_length(total);
         self.bar.set_position(done);
         if turned {
-            self.bar.set_style(style(
-                "{msg} [{bar:32}] {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left",
-            ));
-            self.bar
-                .set_message(format!("downloading {}", status.new_version));
             // What was resumed was not downloaded just now.
             self.bar.reset_eta();
         }

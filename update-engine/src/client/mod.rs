@@ -3,7 +3,7 @@
 //! Flags, stdout and exit statuses are the original's, because scripts depend
 //! on them; `-follow`, `-cancel` and `-json` go beyond. The client knows the
 //! bus interfaces and nothing of how updates work: what an attempt came to is
-//! read from the daemon ([`attempt`]).
+//! read from the daemon.
 
 mod attempt;
 mod daemon;
@@ -226,7 +226,7 @@ async fn find(cli: &Cli) -> Result<Daemon, ClientError> {
 async fn reset_status(cli: &Cli) -> Result<Exit, ClientError> {
     find(cli).await?.reset_status().await?;
     say("Status reset: the daemon has forgotten the finished update.");
-    say("The boot slots still prefer the new version; see gptprio(1) to change that.");
+    say("The boot slots still prefer the new version; \"gptprio prioritize\" changes that.");
     Ok(Exit::Done)
 }
 
