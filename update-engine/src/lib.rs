@@ -3,6 +3,9 @@
 pub mod bus;
 pub mod client;
 pub mod config;
+pub mod health;
+pub mod platform;
+pub mod postinst;
 pub mod prefs;
 pub mod root;
 pub mod status;

@@ -34,9 +34,9 @@ impl Root {
     /// Fails when `dir` is missing or no folder.
     pub fn at(dir: impl AsRef<Path>) -> io::Result<Self> {
         let dir = dir.as_ref();
-        let found = fs::canonicalize(dir).map_err(|error| at_path(error, dir))?;
+        let found = fs::canonicalize(dir).map_err(|error| at_path(&error, dir))?;
         if !found.is_dir() {
-            return Err(at_path(io::ErrorKind::NotADirectory.into(), dir));
+            return Err(at_path(&io::ErrorKind::NotADirectory.into(), dir));
         }
         Ok(Self {
             dir: (found != Path::new("/")).then_some(found),
@@ -61,7 +61,7 @@ impl Root {
         }
         match &self.dir {
             None => Ok(path.to_owned()),
-            Some(dir) => resolve_below(dir, path).map_err(|error| at_path(error, path)),
+            Some(dir) => resolve_below(dir, path).map_err(|error| at_path(&error, path)),
         }
     }
 
@@ -158,7 +158,7 @@ fn is_absence(error: &io::Error) -> bool {
 }
 
 /// The error with the path in its text; [`io::Error`] alone does not name the file.
-fn at_path(error: io::Error, path: &Path) -> io::Error {
+fn at_path(error: &io::Error, path: &Path) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 

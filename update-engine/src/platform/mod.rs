@@ -1,0 +1,174 @@
+//! The machine below the updater: which slot runs, which one is the target, and where their files are.
+//!
+//! What is mounted at `/usr` leads through mappings and loop devices to a partition, the partition to
+//! its disk, and the disk's table to the other partition of the slot type. Nothing is assumed about
+//! names, numbers or sector sizes, and nothing is guessed: what does not add up is an error that says
+//! what was looked at.
+//!
+//! Reading the kernel's tables is kept apart from deciding ([`slots::choose`]). This module changes
+//! nothing and knows nothing of updates.
+
+mod boot_files;
+pub(crate) mod child;
+mod letter;
+mod lock;
+pub(crate) mod mounts;
+mod slots;
+mod sysfs;
+
+use std::io;
+use std::path::PathBuf;
+
+use gptprio::{DeviceError, GptError, Guid};
+
+pub use boot_files::BootFiles;
+pub use child::Environment;
+pub use letter::{Letter, ParseLetterError};
+pub use lock::{LockError, UpdateLock};
+pub use slots::{Slot, Slots};
+
+/// Why the slots of this machine cannot be told.
+#[derive(Debug, thiserror::Error)]
+pub enum PlatformError {
+    /// A table of the kernel cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// Path on the machine.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// No block device is mounted where the system is.
+    #[error(
+        "cannot tell the running slot: {looked_at} shows no block device at /usr or /; \
+         for a disk image give --disk and --booted-slot"
+    )]
+    NoSystemMount {
+        /// Which table.
+        looked_at: &'static str,
+    },
+    /// The kernel knows no device for a mount.
+    #[error(
+        "cannot tell the running slot: no block device in /sys belongs to {source_node}, mounted at {mount_point}"
+    )]
+    UnknownDevice {
+        /// What the mount table names.
+        source_node: String,
+        /// Where it is mounted.
+        mount_point: String,
+    },
+    /// The system's device is not on a partition.
+    #[error("cannot tell the running slot: {trail}, which {problem}")]
+    NotOnPartition {
+        /// From the mount downwards, such as `/usr is on dm-0 on ram0`.
+        trail: String,
+        /// What is wrong with the last of them.
+        problem: String,
+    },
+    /// A disk or image cannot be opened.
+    #[error("cannot open the disk {}", disk.display())]
+    OpenDisk {
+        /// Its path.
+        disk: PathBuf,
+        /// Why.
+        source: DeviceError,
+    },
+    /// A disk has no usable partition table, or a slot in it is impossible.
+    #[error("cannot use the partition table of {}", disk.display())]
+    Table {
+        /// The disk.
+        disk: PathBuf,
+        /// Why.
+        source: GptError,
+    },
+    /// The partition table and what runs do not fit together.
+    #[error("cannot tell the slots of {}: {problem}", disk.display())]
+    Slots {
+        /// The disk.
+        disk: PathBuf,
+        /// What is missing or contradictory, and what to do.
+        problem: SlotProblem,
+    },
+    /// Something uses the partition that would be overwritten.
+    #[error("the target slot {} is in use by {user}; stop that first", node.display())]
+    TargetInUse {
+        /// Its node.
+        node: PathBuf,
+        /// A mount point or a mapped device.
+        user: String,
+    },
+}
+
+/// What does not add up about the slots of a disk.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SlotProblem {
+    /// No partition has the slot type.
+    #[error(
+        "no partition has the slot type {slot_type}; SLOT_TYPE_GUID says which type slots have"
+    )]
+    NoSlots {
+        /// The type that was looked for.
+        slot_type: Guid,
+    },
+    /// The system runs from a partition of another type.
+    #[error(
+        "the system runs from partition {number} of type {found}, slots have type {slot_type}; \
+         SLOT_TYPE_GUID says which type slots have"
+    )]
+    WrongType {
+        /// The partition.
+        number: u32,
+        /// Its type.
+        found: Guid,
+        /// The type that was looked for.
+        slot_type: Guid,
+    },
+    /// The table has no such partition.
+    #[error(
+        "the system runs from partition {number}, which the table does not have; restart the machine to make kernel and table agree"
+    )]
+    NoPartition {
+        /// As the kernel says.
+        number: u32,
+    },
+    /// The table says that the partition is elsewhere.
+    #[error(
+        "partition {number} begins at byte {in_table} in the table, but at {in_kernel} for the kernel; \
+         restart the machine to make them agree"
+    )]
+    Moved {
+        /// The partition.
+        number: u32,
+        /// Bytes.
+        in_table: u64,
+        /// Bytes.
+        in_kernel: u64,
+    },
+    /// A loop device does not begin where a slot does.
+    #[error("the system runs from byte {start}, where no slot begins")]
+    NoSlotAt {
+        /// Bytes.
+        start: u64,
+    },
+    /// There is nothing to update into.
+    #[error(
+        "partition {number} is the only slot; a second partition of type {slot_type} is needed"
+    )]
+    OnlySlot {
+        /// The running slot.
+        number: u32,
+        /// The type that was looked for.
+        slot_type: Guid,
+    },
+    /// No slot has the letter that was asked for.
+    #[error("there is no slot {letter}, only {present}")]
+    NoLetter {
+        /// As given.
+        letter: Letter,
+        /// The letters that there are.
+        present: String,
+    },
+    /// Identities and labels do not say clearly which slot is which.
+    #[error("{0}")]
+    Letters(String),
+}

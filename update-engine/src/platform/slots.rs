@@ -1,0 +1,437 @@
+//! Source and target: the running slot and the other one.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use gptprio::{Access, BlockDevice, DeviceError, FileDevice, Gpt, Guid, Partition, Region};
+
+use super::mounts::{self, Mount};
+use super::sysfs::{Device, device_number};
+use super::{Letter, PlatformError, SlotProblem, letter};
+use crate::postinst;
+use crate::root::Root;
+
+/// Devices that may lie on one another before it is taken for a loop; the original's limit.
+const MAX_LEVELS: usize = 8;
+
+/// The two slots of an update and the disk that has them.
+#[derive(Debug, Clone)]
+pub struct Slots {
+    /// The disk with the partition table: a device node or an image file, as a path to open.
+    pub disk: PathBuf,
+    /// The type that both partitions have.
+    pub slot_type: Guid,
+    /// The slot that runs. Only read.
+    pub source: Slot,
+    /// The slot to install into.
+    pub target: Slot,
+}
+
+/// One slot.
+#[derive(Debug, Clone)]
+pub struct Slot {
+    /// A or B.
+    pub letter: Letter,
+    /// Its entry as it was read; attributes change later.
+    pub partition: Partition,
+    /// Its bytes on the disk.
+    pub range: Range<u64>,
+    /// Its own device node as a path to open; `None` in an image file.
+    pub node: Option<PathBuf>,
+    disk: PathBuf,
+}
+
+/// How the running slot is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Booted {
+    /// The kernel runs from this partition, which begins at this byte.
+    Partition { number: u32, start: u64 },
+    /// A loop device begins at this byte of the disk.
+    At(u64),
+    /// Somebody says so.
+    Letter(Letter),
+}
+
+impl Slots {
+    /// The slots of the running machine: from what is mounted at `/usr` (or `/`, where `/usr` is part of
+    /// it) to the partitions of `slot_type` on the same disk.
+    ///
+    /// When there are more than two slots, the target is the one whose loss costs least: one that cannot
+    /// boot before one that can, then the lowest priority, then the highest number. Fails with
+    /// [`PlatformError::TargetInUse`] when anything is mounted from the target or mapped onto it.
+    pub fn discover(root: &Root, slot_type: Guid) -> Result<Self, PlatformError> {
+        let mounts = mounts::read(root)?;
+        let (sys, disk, booted) = match running_place(root, &mounts)? {
+            Place::Partition {
+                disk,
+                number,
+                start,
+            } => {
+                let node = disk.node();
+                (Some(disk), node, Booted::Partition { number, start })
+            }
+            Place::File { file, offset } => (device_of(root, &file)?, file, Booted::At(offset)),
+        };
+        let disk = root.path(&disk).map_err(reading(&disk))?;
+        let slots = Self::read(root, &disk, sys.as_ref(), slot_type, booted)?;
+        slots.check_target_is_free(&mounts, sys.as_ref())?;
+        Ok(slots)
+    }
+
+    /// The slots of a disk or image file that is not the running machine's, with `booted` as the slot
+    /// that counts as running. `disk` is a path to open; `root` is where device nodes are.
+    pub fn on_disk(
+        root: &Root,
+        disk: &Path,
+        booted: Letter,
+        slot_type: Guid,
+    ) -> Result<Self, PlatformError> {
+        let metadata = fs::metadata(disk).map_err(reading(&disk.display()))?;
+        let sys = if metadata.file_type().is_block_device() {
+            Device::by_number(root, device_number(metadata.rdev())).map_err(reading(&"/sys"))?
+        } else {
+            None
+        };
+        Self::read(root, disk, sys.as_ref(), slot_type, Booted::Letter(booted))
+    }
+
+    /// Opens the whole disk, for its partition table. With [`Access::ReadWrite`] it is locked against
+    /// other writers as long as the device lives, and so must not overlap [`Slot::open`] for writing
+    /// in an image file.
+    pub fn open_disk(&self, access: Access) -> Result<FileDevice, DeviceError> {
+        FileDevice::open(&self.disk, access)
+    }
+
+    fn read(
+        root: &Root,
+        disk: &Path,
+        sys: Option<&Device>,
+        slot_type: Guid,
+        booted: Booted,
+    ) -> Result<Self, PlatformError> {
+        let device =
+            FileDevice::open(disk, Access::ReadOnly).map_err(|source| PlatformError::OpenDisk {
+                disk: disk.to_owned(),
+                source,
+            })?;
+        let bad_table = |source| PlatformError::Table {
+            disk: disk.to_owned(),
+            source,
+        };
+        let gpt = Gpt::read(&device).map_err(bad_table)?;
+        let Choice {
+            source,
+            target,
+            letters,
+        } = choose(&gpt, slot_type, booted).map_err(|problem| PlatformError::Slots {
+            disk: disk.to_owned(),
+            problem,
+        })?;
+        let slot = |partition: Partition| -> Result<Slot, PlatformError> {
+            Ok(Slot {
+                letter: letters[&partition.number],
+                range: gpt.byte_range(&partition).map_err(bad_table)?,
+                node: node_of(root, sys, partition.number)?,
+                partition,
+                disk: disk.to_owned(),
+            })
+        };
+        let (source, target) = (slot(source)?, slot(target)?);
+        Ok(Self {
+            disk: disk.to_owned(),
+            slot_type,
+            source,
+            target,
+        })
+    }
+
+    fn check_target_is_free(
+        &self,
+        mounts: &[Mount],
+        disk: Option<&Device>,
+    ) -> Result<(), PlatformError> {
+        let (Some(disk), Some(node)) = (disk, &self.target.node) else {
+            return Ok(());
+        };
+        let failed = reading(&"/sys");
+        let Some(target) = disk
+            .partition_numbered(self.target.partition.number)
+            .map_err(&failed)?
+        else {
+            return Ok(());
+        };
+        let number = target.number().map_err(&failed)?;
+        let is_target = |mount: &&Mount| {
+            let same_number = number.is_some() && mount.device == number;
+            (same_number || mount.source == target.node())
+                // What a killed updater left there, its next run takes away.
+                && mount.mount_point != postinst::MOUNT_POINT
+        };
+        let user = match mounts.iter().find(is_target) {
+            Some(mount) => Some(mount.mount_point.clone()),
+            None => target.holders().map_err(&failed)?.into_iter().next(),
+        };
+        match user {
+            Some(user) => Err(PlatformError::TargetInUse {
+                node: node.clone(),
+                user,
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Slot {
+    /// Opens the slot's bytes: its own device node, or in an image file its window of the disk.
+    ///
+    /// Fails too when the kernel has another size for the partition than the table.
+    pub fn open(&self, access: Access) -> Result<Box<dyn BlockDevice>, DeviceError> {
+        let Some(node) = &self.node else {
+            let disk = FileDevice::open(&self.disk, access)?;
+            return Ok(Box::new(Region::new(disk, self.range.start, self.size())?));
+        };
+        let device = FileDevice::open(node, access)?;
+        if device.len() != self.size() {
+            let reason = format!(
+                "the kernel gives it {} bytes, the partition table {}; restart the machine to make \
+                 them agree",
+                device.len(),
+                self.size()
+            );
+            return Err(DeviceError::new("open", 0, 0, reason));
+        }
+        Ok(Box::new(device))
+    }
+
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        self.range.end - self.range.start
+    }
+
+    /// The disk that the slot is on, as a path to open.
+    pub fn disk(&self) -> &Path {
+        &self.disk
+    }
+}
+
+/// For logs: `slot B (partition 4 of /dev/sda)`.
+impl fmt::Display for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let number = self.partition.number;
+        write!(
+            f,
+            "slot {} (partition {number} of {})",
+            self.letter,
+            self.disk.display()
+        )
+    }
+}
+
+/// What [`choose`] says.
+#[derive(Debug)]
+struct Choice {
+    source: Partition,
+    target: Partition,
+    letters: BTreeMap<u32, Letter>,
+}
+
+/// Which partitions are source and target. Pure.
+fn choose(gpt: &Gpt, slot_type: Guid, booted: Booted) -> Result<Choice, SlotProblem> {
+    let mut slots = gpt.slots(slot_type);
+    // An entry that ends before it begins has no room for anything.
+    slots.retain(|slot| slot.first_lba <= slot.last_lba);
+    if slots.is_empty() {
+        return Err(SlotProblem::NoSlots { slot_type });
+    }
+    let letters = letter::assign(&slots).map_err(SlotProblem::Letters)?;
+    let start_of = |slot: &Partition| slot.first_lba.saturating_mul(u64::from(gpt.sector_size()));
+    let source = match booted {
+        Booted::Partition { number, start } => {
+            let partition = match gpt.partition(number) {
+                Ok(partition) => partition,
+                Err(_) => return Err(SlotProblem::NoPartition { number }),
+            };
+            if partition.type_guid != slot_type {
+                let found = partition.type_guid;
+                return Err(SlotProblem::WrongType {
+                    number,
+                    found,
+                    slot_type,
+                });
+            }
+            let in_table = start_of(&partition);
+            if in_table != start {
+                return Err(SlotProblem::Moved {
+                    number,
+                    in_table,
+                    in_kernel: start,
+                });
+            }
+            partition
+        }
+        Booted::At(start) => slots
+            .iter()
+            .find(|slot| start_of(slot) == start)
+            .cloned()
+            .ok_or(SlotProblem::NoSlotAt { start })?,
+        Booted::Letter(letter) => slots
+            .iter()
+            .find(|slot| letters[&slot.number] == letter)
+            .cloned()
+            .ok_or_else(|| {
+                let mut present: Vec<_> = letters.values().map(Letter::to_string).collect();
+                present.sort();
+                SlotProblem::NoLetter {
+                    letter,
+                    present: present.join(", "),
+                }
+            })?,
+    };
+    let number = source.number;
+    let target = slots
+        .into_iter()
+        .filter(|slot| slot.number != number)
+        .min_by_key(|slot| {
+            let attributes = slot.attributes;
+            (
+                attributes.bootable(),
+                attributes.priority(),
+                Reverse(slot.number),
+            )
+        })
+        .ok_or(SlotProblem::OnlySlot { number, slot_type })?;
+    Ok(Choice {
+        source,
+        target,
+        letters,
+    })
+}
+
+/// Where the running system's bytes are.
+enum Place {
+    Partition {
+        disk: Device,
+        number: u32,
+        start: u64,
+    },
+    File {
+        file: String,
+        offset: u64,
+    },
+}
+
+/// From the mount table to a place on a disk.
+fn running_place(root: &Root, mounts: &[Mount]) -> Result<Place, PlatformError> {
+    // The last mount of a place is on top. Extension images put an overlay over /usr, which has no
+    // device of its own, so it is looked through.
+    let at = |point: &str| {
+        mounts
+            .iter()
+            .rev()
+            .find(|mount| mount.mount_point == point && mount.is_on_device())
+    };
+    let mount = at("/usr")
+        .or_else(|| at("/"))
+        .ok_or(PlatformError::NoSystemMount {
+            looked_at: "/proc/self/mountinfo",
+        })?;
+    let device = device_of_mount(root, mount)?;
+    descend(root, device, &mount.mount_point)
+}
+
+fn device_of_mount(root: &Root, mount: &Mount) -> Result<Device, PlatformError> {
+    let by_number = match mount.device {
+        Some(number @ (major, _)) if major != 0 => {
+            Device::by_number(root, number).map_err(reading(&"/sys/dev/block"))?
+        }
+        _ => None,
+    };
+    let device = match by_number {
+        Some(device) => Some(device),
+        None => device_of(root, &mount.source)?,
+    };
+    device.ok_or_else(|| PlatformError::UnknownDevice {
+        source_node: mount.source.clone(),
+        mount_point: mount.mount_point.clone(),
+    })
+}
+
+/// The device of a node, a path on the machine; `None` when it is no device.
+fn device_of(root: &Root, node: &str) -> Result<Option<Device>, PlatformError> {
+    if node.starts_with("/dev/") {
+        Device::by_node(root, node).map_err(reading(&node))
+    } else {
+        Ok(None)
+    }
+}
+
+/// Follows devices that lie on one another down to a partition or a file.
+fn descend(root: &Root, mut device: Device, mount_point: &str) -> Result<Place, PlatformError> {
+    let failed = reading(&"/sys");
+    let mut trail = format!("{mount_point} is on {}", device.name());
+    let stray =
+        |trail: String, problem: String| Err(PlatformError::NotOnPartition { trail, problem });
+    for _ in 0..MAX_LEVELS {
+        if let Some((number, start)) = device.partition().map_err(&failed)? {
+            return Ok(Place::Partition {
+                disk: device.disk().map_err(&failed)?,
+                number,
+                start,
+            });
+        }
+        if let Some(backing) = device.backing().map_err(&failed)? {
+            if backing.file.ends_with(" (deleted)") {
+                return stray(trail, format!("reads the deleted file {}", backing.file));
+            }
+            return Ok(Place::File {
+                file: backing.file,
+                offset: backing.offset,
+            });
+        }
+        let mut slaves = device.slaves(root).map_err(&failed)?;
+        device = match (slaves.pop(), slaves.is_empty()) {
+            (Some(slave), true) => slave,
+            (None, _) => return stray(trail, "is no partition and lies on none".to_owned()),
+            (Some(_), false) => return stray(trail, "lies on several devices".to_owned()),
+        };
+        trail = format!("{trail} on {}", device.name());
+    }
+    stray(
+        trail,
+        format!("is more than {MAX_LEVELS} levels away from a partition"),
+    )
+}
+
+/// The node of a partition as a path to open, when the kernel knows the partition and the node exists.
+fn node_of(
+    root: &Root,
+    disk: Option<&Device>,
+    number: u32,
+) -> Result<Option<PathBuf>, PlatformError> {
+    let Some(disk) = disk else { return Ok(None) };
+    let partition = disk.partition_numbered(number).map_err(reading(&"/sys"))?;
+    let Some(partition) = partition else {
+        return Ok(None);
+    };
+    let node = root
+        .path(partition.node())
+        .map_err(reading(&partition.node()))?;
+    Ok(node.exists().then_some(node))
+}
+
+fn reading(path: &dyn fmt::Display) -> impl Fn(io::Error) -> PlatformError {
+    let path = path.to_string();
+    move |source| PlatformError::Read {
+        path: path.clone(),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,432 @@
+//! The program of the new version that has the last word: `/postinst` in the target slot.
+//!
+//! It copies what the new version needs outside its slot, and refuses where it could not run. It is
+//! mounted and run as the original does it, with the same arguments and environment. What its refusal
+//! means is decided elsewhere.
+
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use gptprio::{Access, BlockDevice, DeviceError};
+
+use crate::platform::child::{self, End, Finished};
+use crate::platform::{Environment, Slot, mounts};
+use crate::root::Root;
+
+/// Where the target is mounted, a path on the machine. Always the same place, so that what a killed
+/// updater left mounted is found by the next one.
+pub(crate) const MOUNT_POINT: &str = "/run/update_engine/postinst";
+/// For mount and umount themselves.
+const MOUNT_LIMIT: Duration = Duration::from_secs(60);
+/// The exit status with which a program says that the machine runs from its second firmware.
+const FIRMWARE_B: i32 = 3;
+
+/// Runs the post-install program of a target slot.
+///
+/// Blocks as long as the program runs.
+pub trait PostInstall: Send + Sync {
+    /// Fails when the target cannot be mounted, when the program cannot be run, and when it ends with
+    /// anything but success.
+    fn run(&self, request: &PostInstallRequest<'_>)
+    -> Result<PostInstallOutcome, PostInstallError>;
+}
+
+/// What the program is told.
+#[derive(Debug, Clone, Copy)]
+pub struct PostInstallRequest<'a> {
+    /// The slot that holds the new version.
+    pub target: &'a Slot,
+    /// The new kernel's file, when the payload brought one.
+    pub kernel: Option<&'a Path>,
+    /// The new PCR policy's file, when the payload brought one.
+    pub pcr_policy: Option<&'a Path>,
+}
+
+/// An end that is no failure.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PostInstallOutcome {
+    /// The program agreed.
+    Done,
+    /// It said that the machine runs from its second firmware (exit status 3). The original reports
+    /// this and goes on.
+    BootedFromFirmwareB,
+    /// The new version has no such program.
+    NothingToRun,
+    /// It was not run, because this user must not mount.
+    Skipped {
+        /// For people.
+        reason: String,
+    },
+}
+
+/// Why the new version must not be activated.
+#[derive(Debug, thiserror::Error)]
+pub enum PostInstallError {
+    /// The mount point cannot be made or looked at.
+    #[error("cannot prepare the mount point {}", path.display())]
+    MountPoint {
+        /// As a path to open.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The target's first bytes cannot be read.
+    #[error("cannot read the file system of {target}")]
+    Target {
+        /// Which slot.
+        target: String,
+        /// Why.
+        source: DeviceError,
+    },
+    /// The target cannot be mounted.
+    #[error("cannot mount {target}: {problem}")]
+    Mount {
+        /// Which slot.
+        target: String,
+        /// What mount(8) said.
+        problem: String,
+    },
+    /// A program cannot be started or watched.
+    #[error("cannot run {program}")]
+    Run {
+        /// Which one.
+        program: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The post-install program refused or broke down.
+    #[error("the post-install program {problem}")]
+    Failed {
+        /// How it ended, with its last words.
+        problem: String,
+    },
+}
+
+/// The real thing: mounts the target and runs the program in it.
+#[derive(Debug, Clone)]
+pub struct MountedPostInstall {
+    root: Root,
+    environment: Environment,
+    limit: Duration,
+}
+
+impl MountedPostInstall {
+    /// `limit` is the time that the program may take.
+    pub fn new(root: Root, environment: Environment, limit: Duration) -> Self {
+        Self {
+            root,
+            environment,
+            limit,
+        }
+    }
+}
+
+impl PostInstall for MountedPostInstall {
+    fn run(
+        &self,
+        request: &PostInstallRequest<'_>,
+    ) -> Result<PostInstallOutcome, PostInstallError> {
+        if !nix::unistd::geteuid().is_root() {
+            let reason = "only root can mount the target to run its post-install program";
+            tracing::warn!(target_slot = %request.target, "{reason}: skipped");
+            return Ok(PostInstallOutcome::Skipped {
+                reason: reason.to_owned(),
+            });
+        }
+        let mount = Mounted::mount(&self.root, &self.environment, request.target)?;
+        let program = mount.program();
+        if fs::symlink_metadata(&program).is_err() {
+            tracing::info!(target_slot = %request.target, "the new version has no /postinst");
+            return Ok(PostInstallOutcome::NothingToRun);
+        }
+        let mut command = Command::new(&program);
+        command.args(arguments(&mount.device, request));
+        tracing::info!(?command, "running the post-install program");
+        let log = |line: &str| tracing::info!(program = "postinst", "{line}");
+        let finished = child::run(command, &self.environment, self.limit, log)
+            .map_err(|source| cannot_run(&program, source))?;
+        outcome(&finished, self.limit)
+    }
+}
+
+/// `<device> [KERNEL=<path>] [PCR_POLICY=<path>]`
+fn arguments(device: &Path, request: &PostInstallRequest<'_>) -> Vec<OsString> {
+    let named = |name: &str, path: Option<&Path>| {
+        path.map(|path| {
+            let mut argument = OsString::from(name);
+            argument.push(path);
+            argument
+        })
+    };
+    let mut arguments = vec![device.as_os_str().to_owned()];
+    arguments.extend(named("KERNEL=", request.kernel));
+    arguments.extend(named("PCR_POLICY=", request.pcr_policy));
+    arguments
+}
+
+fn outcome(finished: &Finished, limit: Duration) -> Result<PostInstallOutcome, PostInstallError> {
+    match finished.end {
+        End::Exited(0) => Ok(PostInstallOutcome::Done),
+        End::Exited(FIRMWARE_B) => Ok(PostInstallOutcome::BootedFromFirmwareB),
+        _ => Err(PostInstallError::Failed {
+            problem: finished.words(limit),
+        }),
+    }
+}
+
+/// The target slot, mounted read-only; unmounted when dropped.
+struct Mounted<'a> {
+    environment: &'a Environment,
+    mount_point: PathBuf,
+    /// The block device that is mounted.
+    device: PathBuf,
+    /// Where the program is when the target cannot be mounted because its twin is.
+    twin: Option<PathBuf>,
+}
+
+impl<'a> Mounted<'a> {
+    fn mount(
+        root: &Root,
+        environment: &'a Environment,
+        slot: &Slot,
+    ) -> Result<Self, PostInstallError> {
+        let mount_point = prepare(root, environment)?;
+        let options = options(slot)?;
+        let source = slot.node.as_deref().unwrap_or(slot.disk());
+        let mut command = Command::new("mount");
+        command.args(["-o", &options]).arg(source).arg(&mount_point);
+        let mut mounted = Self {
+            environment,
+            mount_point,
+            device: source.to_owned(),
+            twin: None,
+        };
+        let finished = run_tool(command, environment)?;
+        if finished.end == End::Exited(0) {
+            mounted.device = mounted.mounted_device().unwrap_or(mounted.device.clone());
+            return Ok(mounted);
+        }
+        // Btrfs refuses a second device with the identity of a mounted one. It is the same image then,
+        // so the running system has the same program.
+        let twin = root
+            .path("/usr/postinst")
+            .ok()
+            .filter(|_| options.contains(BTRFS.1) && finished.last_words.contains("File exists"));
+        if twin.is_some() {
+            mounted.twin = twin;
+            return Ok(mounted);
+        }
+        let problem = format!("mount {}", finished.words(MOUNT_LIMIT));
+        Err(PostInstallError::Mount {
+            target: slot.to_string(),
+            problem,
+        })
+    }
+
+    fn program(&self) -> PathBuf {
+        self.twin
+            .clone()
+            .unwrap_or_else(|| self.mount_point.join("postinst"))
+    }
+
+    /// What the kernel says is mounted: for an image file the loop device, which `mount` chose.
+    fn mounted_device(&self) -> Option<PathBuf> {
+        let mounts = mounts::read(&Root::system()).ok()?;
+        let at_ours = |mount: &&mounts::Mount| Path::new(&mount.mount_point) == self.mount_point;
+        mounts
+            .iter()
+            .rev()
+            .find(at_ours)
+            .map(|mount| PathBuf::from(&mount.source))
+    }
+}
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        if self.twin.is_none()
+            && let Err(problem) = unmount(&self.mount_point, self.environment)
+        {
+            tracing::warn!(mount_point = %self.mount_point.display(), problem, "cannot unmount the target");
+        }
+    }
+}
+
+/// Makes the mount point, and frees it from what a killed updater left there.
+fn prepare(root: &Root, environment: &Environment) -> Result<PathBuf, PostInstallError> {
+    let failed = |path: &Path, source| PostInstallError::MountPoint {
+        path: path.to_owned(),
+        source,
+    };
+    let path = root
+        .path(MOUNT_POINT)
+        .map_err(|source| failed(Path::new(MOUNT_POINT), source))?;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&path)
+        .map_err(|source| failed(&path, source))?;
+    let path = fs::canonicalize(&path).map_err(|source| failed(&path, source))?;
+    let is_left = || {
+        let mounts = mounts::read(&Root::system()).unwrap_or_default();
+        mounts
+            .iter()
+            .any(|mount| Path::new(&mount.mount_point) == path)
+    };
+    while is_left() {
+        unmount(&path, environment).map_err(|problem| failed(&path, io::Error::other(problem)))?;
+    }
+    Ok(path)
+}
+
+/// Unmounts, or, while something still has files open, sees to it that the kernel does so later.
+fn unmount(mount_point: &Path, environment: &Environment) -> Result<(), String> {
+    let umount = |lazy: bool| {
+        let mut command = Command::new("umount");
+        command.args(lazy.then_some("--lazy")).arg(mount_point);
+        let finished = run_tool(command, environment).map_err(|error| error.to_string())?;
+        match finished.end {
+            End::Exited(0) => Ok(()),
+            _ => Err(format!("umount {}", finished.words(MOUNT_LIMIT))),
+        }
+    };
+    umount(false).or_else(|_| umount(true))
+}
+
+fn run_tool(command: Command, environment: &Environment) -> Result<Finished, PostInstallError> {
+    let program = PathBuf::from(command.get_program());
+    child::run(command, environment, MOUNT_LIMIT, |line| {
+        tracing::debug!("{line}")
+    })
+    .map_err(|source| cannot_run(&program, source))
+}
+
+fn cannot_run(program: &Path, source: io::Error) -> PostInstallError {
+    PostInstallError::Run {
+        program: program.display().to_string(),
+        source,
+    }
+}
+
+/// Journals are not replayed: that would write into an image that was just verified.
+const BTRFS: (&str, &str) = ("btrfs", "rescue=nologreplay");
+const XFS: (&str, &str) = ("xfs", "norecovery");
+const EXT: (&str, &str) = ("ext4", "noload");
+
+/// Options for mount(8), which finds out the rest about the file system itself.
+fn options(slot: &Slot) -> Result<String, PostInstallError> {
+    let failed = |source| PostInstallError::Target {
+        target: slot.to_string(),
+        source,
+    };
+    let device = slot.open(Access::ReadOnly).map_err(failed)?;
+    let mut options = vec!["ro".to_owned()];
+    options.extend(
+        journaled(&device)
+            .map_err(failed)?
+            .map(|(_, option)| option.to_owned()),
+    );
+    if slot.node.is_none() {
+        let offset = slot.range.start;
+        options.push(format!("loop,offset={offset},sizelimit={}", slot.size()));
+    }
+    Ok(options.join(","))
+}
+
+/// The kind of file system and its option against a replay, for those that have a journal.
+fn journaled(
+    device: &dyn BlockDevice,
+) -> Result<Option<(&'static str, &'static str)>, DeviceError> {
+    let has = |offset: u64, expected: &[u8]| {
+        let mut found = vec![0; expected.len()];
+        if device.len() < offset + 4096 {
+            return Ok(false);
+        }
+        device
+            .read_at(offset, &mut found)
+            .map(|()| found == expected)
+    };
+    // Places and values of the superblocks' magic numbers.
+    if has(0x10040, b"_BHRfS_M")? {
+        return Ok(Some(BTRFS));
+    }
+    if has(0, b"XFSB")? {
+        return Ok(Some(XFS));
+    }
+    if has(0x438, &[0x53, 0xef])? {
+        let mut features = [0];
+        device.read_at(0x45c, &mut features)?;
+        let has_journal = features[0] & 0x4 != 0;
+        return Ok(has_journal.then_some(EXT));
+    }
+    Ok(None)
+}
+
+#[cfg(any(test, feature = "testing"))]
+pub mod testing {
+    //! A post-install program for tests.
+
+    use std::sync::Mutex;
+
+    use super::{PostInstall, PostInstallError, PostInstallOutcome, PostInstallRequest, arguments};
+
+    type Answer = dyn Fn() -> Result<PostInstallOutcome, PostInstallError> + Send + Sync;
+
+    /// Answers as it is told, without mounting anything, and remembers its arguments. An answer may
+    /// wait for something, to be a program that hangs.
+    pub struct FakePostInstall {
+        answer: Box<Answer>,
+        calls: Mutex<Vec<Vec<String>>>,
+    }
+
+    impl FakePostInstall {
+        /// A program that ends so.
+        pub fn new(
+            answer: impl Fn() -> Result<PostInstallOutcome, PostInstallError> + Send + Sync + 'static,
+        ) -> Self {
+            Self {
+                answer: Box::new(answer),
+                calls: Mutex::default(),
+            }
+        }
+
+        /// A program that agrees.
+        pub fn agreeing() -> Self {
+            Self::new(|| Ok(PostInstallOutcome::Done))
+        }
+
+        /// The arguments of each call.
+        pub fn calls(&self) -> Vec<Vec<String>> {
+            self.calls
+                .lock()
+                .expect("no test panics while it holds the calls")
+                .clone()
+        }
+    }
+
+    impl PostInstall for FakePostInstall {
+        fn run(
+            &self,
+            request: &PostInstallRequest<'_>,
+        ) -> Result<PostInstallOutcome, PostInstallError> {
+            let device = request
+                .target
+                .node
+                .as_deref()
+                .unwrap_or(request.target.disk());
+            let arguments = arguments(device, request)
+                .iter()
+                .map(|argument| argument.to_string_lossy().into_owned())
+                .collect();
+            self.calls
+                .lock()
+                .expect("no test panics while it holds the calls")
+                .push(arguments);
+            (self.answer)()
+        }
+    }
+}
