@@ -300,7 +300,7 @@ fn unmount(mount_point: &Path, environment: &Environment) -> Result<(), String> 
 fn run_tool(command: Command, environment: &Environment) -> Result<Finished, PostInstallError> {
     let program = PathBuf::from(command.get_program());
     child::run(command, environment, MOUNT_LIMIT, |line| {
-        tracing::debug!("{line}")
+        tracing::debug!("{line}");
     })
     .map_err(|source| cannot_run(&program, source))
 }

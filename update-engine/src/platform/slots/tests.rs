@@ -490,10 +490,11 @@ fn of_an_image_file_the_user_says_which_slot_runs() {
         words(&error).ends_with("there is no slot C, only A, B"),
         "{error}"
     );
-    let error = Slots::on_disk(&root, machine.path("/missing"), Letter::A, USR_TYPE).unwrap_err();
+    let error = Slots::on_disk(&root, &machine.path("/missing"), Letter::A, USR_TYPE).unwrap_err();
     assert!(words(&error).contains("missing"), "{error}");
     machine.write("/empty.img", "");
-    let error = Slots::on_disk(&root, machine.path("/empty.img"), Letter::A, USR_TYPE).unwrap_err();
+    let error =
+        Slots::on_disk(&root, &machine.path("/empty.img"), Letter::A, USR_TYPE).unwrap_err();
     assert!(
         words(&error).contains("empty.img: no valid partition table"),
         "{error}"
