@@ -349,6 +349,7 @@ async fn follow(cli: &Cli) -> Result<Exit, ClientError> {
             return Ok(follow_exit(end));
         }
         (occasion, signalled) = tokio::select! {
+            biased; // what was told before what could be asked
             signal = signals.next() => match signal {
                 Some(status) => (Occasion::Signal, Some(status)),
                 None => return Err(ClientError::Disconnected),
