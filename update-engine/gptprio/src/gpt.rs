@@ -40,7 +40,7 @@ pub enum GptError {
         size: u32,
     },
     /// No copy can be believed, so there is nothing to read and nothing to repair from.
-    #[error("no valid partition table: the primary copy is {primary}; the backup copy is {backup}")]
+    #[error("no valid partition table (primary copy: {primary}; backup copy: {backup})")]
     BothBroken {
         /// What is wrong with the primary copy.
         primary: Damage,
@@ -239,8 +239,8 @@ impl Gpt {
     /// One copy is written, synced and read back from the medium; only then the other.
     /// So at every instant one copy is valid and holds the old or the new table. First
     /// comes the copy that is *not* the one read: normally the backup, but the primary
-    /// when the backup is the only valid copy. Within one copy the order does not
-    /// matter, because nobody relies on it until it is synced; entries go first.
+    /// when the backup is the only valid copy. Within one copy entries go before the
+    /// header, except in a broken one, see `Image::store`.
     ///
     /// Sectors that already hold the right bytes are not written. A broken or differing
     /// copy is rebuilt from the valid one.
@@ -383,6 +383,7 @@ impl OnDisk {
         let entries_lba = self.entries_place(copy, own, &trusted.header)?;
         Ok(Image {
             copy,
+            replaces_broken: own.table.is_err(),
             header_lba,
             entries_lba,
             header: base.placed(
@@ -463,6 +464,7 @@ impl Table {
 /// One copy as it shall lie on the disk.
 struct Image {
     copy: TableCopy,
+    replaces_broken: bool,
     header_lba: u64,
     entries_lba: u64,
     /// One sector.
@@ -472,18 +474,33 @@ struct Image {
 }
 
 impl Image {
-    /// Writes the sectors that differ, entries before the header, and syncs.
+    /// Writes the sectors that differ, and syncs.
+    ///
+    /// A valid copy holds the old table until its first sector is overwritten and the
+    /// new one after its last; in between its checksums do not hold, whatever the order.
+    ///
+    /// What lies in a broken copy is unknown: perhaps a header that an earlier crash
+    /// left beside entries of another table. Half overwritten, such entries could match
+    /// it again and bring back a table that nobody chose. Therefore the header goes
+    /// first and alone: from then on no entries but ours match.
     ///
     /// Syncs even when nothing differs: an earlier writer may have been killed between
     /// its write and its sync, and then only a cache holds what we see.
     fn store(&self, device: &dyn BlockDevice) -> Result<(), GptError> {
-        let stored = store_differing(device, self.entries_lba, &self.entries)
-            .and_then(|()| store_differing(device, self.header_lba, &self.header))
-            .and_then(|()| device.sync());
-        stored.map_err(|source| GptError::Write {
-            copy: self.copy,
-            source,
-        })
+        let header = || store_differing(device, self.header_lba, &self.header);
+        let entries = || store_differing(device, self.entries_lba, &self.entries);
+        let stored = match self.replaces_broken {
+            true => header()
+                .and_then(|()| device.sync())
+                .and_then(|()| entries()),
+            false => entries().and_then(|()| header()),
+        };
+        stored
+            .and_then(|()| device.sync())
+            .map_err(|source| GptError::Write {
+                copy: self.copy,
+                source,
+            })
     }
 
     /// Compares what is on the medium with what was stored.

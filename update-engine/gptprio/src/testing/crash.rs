@@ -46,6 +46,11 @@ impl WriteLog {
             .collect()
     }
 
+    /// How many syncs there were.
+    pub fn syncs(&self) -> usize {
+        self.split().count() - 1
+    }
+
     /// The same log on a disk that ignored one sync, counted from 0: what a program
     /// without that sync would leave.
     pub fn without_sync(mut self, number: usize) -> WriteLog {
@@ -459,4 +464,161 @@ fn byte_range(lba: u64, sector_size: u32) -> std::ops::Range<usize> {
     let size = usize::try_from(sector_size).expect("4096 at most");
     let start = usize::try_from(lba).expect("the disk is in memory") * size;
     start..start + size
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::BlockDevice;
+    use std::collections::BTreeSet;
+
+    /// The first byte of each sector tells which write it holds.
+    fn log(writes: &[u64], sync_after: usize) -> WriteLog {
+        let disk = FakeDisk::new(512, 16 * 512);
+        disk.start_log();
+        for (number, &lba) in (1..).zip(writes) {
+            disk.write_at(lba * 512, &[number; 512]).unwrap();
+            if usize::from(number) == sync_after {
+                disk.sync().unwrap();
+            }
+        }
+        disk.take_log()
+    }
+
+    fn states(states: &CrashStates<'_>) -> Vec<Vec<u8>> {
+        let mut seen = Vec::new();
+        let report = states.check(|crash| {
+            let bytes = crash.disk().to_bytes();
+            seen.push(bytes.into_iter().step_by(512).collect());
+            Ok(())
+        });
+        assert_eq!(report.states(), u64::try_from(seen.len()).unwrap());
+        seen
+    }
+
+    #[test]
+    fn a_short_epoch_is_played_in_all_subsets() {
+        let log = log(&[0, 1, 2], 0);
+        let seen: BTreeSet<_> = states(&CrashStates::of(&log)).into_iter().collect();
+        let mut expected = BTreeSet::new();
+        for (a, b, c) in (0..8).map(|mask: u8| (mask & 1, mask >> 1 & 1, mask >> 2)) {
+            let mut sectors = std::vec![0; 16];
+            sectors[..3].copy_from_slice(&[a, b * 2, c * 3]);
+            expected.insert(sectors);
+        }
+        assert_eq!(seen, expected);
+    }
+
+    #[test]
+    fn what_was_synced_is_in_every_later_state() {
+        let log = log(&[0, 1, 2], 2);
+        CrashStates::of(&log)
+            .check(|crash| match crash.syncs() {
+                0 => Ok(()),
+                _ if crash.disk().holds(0, &[1; 512]) && crash.disk().holds(512, &[2; 512]) => {
+                    Ok(())
+                }
+                _ => Err(String::from("lost")),
+            })
+            .expect_all_good("durability");
+        assert_eq!(log.epochs(), [std::vec![0, 1], std::vec![2]]);
+        assert_eq!(log.without_sync(0).epochs(), [[0, 1, 2]]);
+    }
+
+    #[test]
+    fn a_sector_that_is_written_twice_may_hold_any_version() {
+        let log = log(&[0, 0], 0);
+        let seen: BTreeSet<u8> = states(&CrashStates::of(&log))
+            .into_iter()
+            .map(|sectors| sectors[0])
+            .collect();
+        assert_eq!(seen, BTreeSet::from([0, 1, 2]));
+    }
+
+    #[test]
+    fn a_long_epoch_is_played_in_prefixes_single_losses_and_single_survivors() {
+        let writes = [0, 1, 2, 3, 1];
+        let log = log(&writes, 0);
+        let long = CrashStates::of(&log).exhaustive_up_to(4).random(0);
+        let seen = states(&long);
+        // 6 prefixes, 4 losses (the first write to sector 1 is covered), 5 survivors.
+        assert_eq!(seen.len(), 15);
+        for expected in [
+            [0, 0, 0, 0],
+            [1, 2, 3, 0],
+            [1, 5, 3, 4],
+            [0, 5, 3, 4],
+            [1, 2, 3, 4],
+            [1, 5, 3, 0],
+            [0, 0, 3, 0],
+            [0, 5, 0, 0],
+        ] {
+            assert!(
+                seen.iter().any(|state| state[..4] == expected),
+                "{expected:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn random_states_depend_on_the_seed_alone() {
+        let log = log(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], 0);
+        let sampled = CrashStates::of(&log).random(50);
+        assert_eq!(states(&sampled), states(&sampled));
+        assert_ne!(states(&sampled), states(&sampled.clone().seed(2)));
+    }
+
+    #[test]
+    fn a_torn_sector_is_new_on_either_side_of_the_tear() {
+        let log = log(&[3], 0);
+        let mut torn = BTreeSet::new();
+        let report = CrashStates::of(&log).tear(128).check(|crash| {
+            let sector = crash.disk().to_bytes()[3 * 512..4 * 512].to_vec();
+            let parts: Vec<u8> = sector.into_iter().step_by(128).collect();
+            torn.insert(parts);
+            Ok(())
+        });
+        assert_eq!(report.states(), 8);
+        let expected = [
+            [0, 0, 0, 0],
+            [1, 1, 1, 1],
+            [1, 0, 0, 0],
+            [0, 1, 1, 1],
+            [1, 1, 0, 0],
+            [0, 0, 1, 1],
+            [1, 1, 1, 0],
+            [0, 0, 0, 1],
+        ];
+        assert_eq!(torn, expected.map(Vec::from).into());
+    }
+
+    #[test]
+    fn a_checker_may_write_to_a_state_without_touching_the_others() {
+        let log = log(&[0, 1], 1);
+        CrashStates::of(&log)
+            .check(|crash| {
+                if !crash.disk().holds(15 * 512, &[0; 512]) {
+                    return Err(String::from("somebody was here"));
+                }
+                crash.disk().write_at(15 * 512, &[1; 512]).unwrap();
+                crash.disk().sync().unwrap();
+                Ok(())
+            })
+            .expect_all_good("isolation");
+    }
+
+    #[test]
+    fn bad_states_are_counted_and_the_first_is_told() {
+        let log = log(&[0, 1], 0);
+        let report =
+            CrashStates::of(&log).check(|crash| match crash.disk().holds(512, &[2; 512]) {
+                true => Err(String::from("second sector is new")),
+                false => Ok(()),
+            });
+        assert_eq!((report.states(), report.failed()), (4, 2));
+        assert_eq!(
+            report.first_failure(),
+            Some("after 0 syncs, writes [1] survived: second sector is new")
+        );
+    }
 }

@@ -392,3 +392,132 @@ fn index(offset: u64) -> usize {
 fn length_of_sector(size: usize) -> u64 {
     u64::try_from(size).expect("4096 at most")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::string::ToString;
+
+    #[test]
+    fn a_write_is_read_at_once_and_on_the_medium_after_a_sync() {
+        let disk = FakeDisk::new(512, 2048);
+        disk.write_at(512, &[1; 512]).unwrap();
+        let (mut cached, mut medium) = ([9; 512], [9; 512]);
+        disk.read_at(512, &mut cached).unwrap();
+        disk.read_medium_at(512, &mut medium).unwrap();
+        assert_eq!((cached, medium), ([1; 512], [0; 512]));
+        disk.sync().unwrap();
+        disk.read_medium_at(512, &mut medium).unwrap();
+        assert_eq!(medium, [1; 512]);
+    }
+
+    #[test]
+    fn a_power_cut_keeps_what_was_synced_and_any_subset_of_the_rest() {
+        let disk = FakeDisk::new(512, 2048);
+        disk.write_at(0, &[1; 2048]).unwrap();
+        disk.sync().unwrap();
+        disk.write_at(0, &[2; 2048]).unwrap();
+        let after = disk.after_power_cut(|lba| lba % 2 == 1);
+        for (lba, value) in [(0, 1), (1, 2), (2, 1), (3, 2)] {
+            assert!(after.holds(lba * 512, &[value; 512]));
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_sector_is_written_without_losing_the_rest() {
+        let disk = FakeDisk::new(512, 2048);
+        disk.write_at(0, &[1; 2048]).unwrap();
+        disk.write_at(500, &[2; 600]).unwrap();
+        let mut expected = std::vec![1; 2048];
+        expected[500..1100].fill(2);
+        assert_eq!(disk.to_bytes(), expected);
+        disk.discard(1000, 24).unwrap();
+        expected[1000..1024].fill(0);
+        assert_eq!(disk.to_bytes(), expected);
+    }
+
+    #[test]
+    fn holds_agrees_with_reading_at_every_place() {
+        let disk = FakeDisk::new(512, 4096);
+        disk.start_log(); // shares the base, so that all three layers are in use
+        disk.write_at(600, &[1; 700]).unwrap();
+        disk.sync().unwrap();
+        disk.write_at(1000, &[2; 2000]).unwrap();
+        let bytes = disk.to_bytes();
+        for start in (0..4096).step_by(97) {
+            for end in (start..4096).step_by(131) {
+                let offset = length_of(&bytes[..start]);
+                let mut expected = bytes[start..end].to_vec();
+                assert!(disk.holds(offset, &expected), "{start} {end}");
+                if let Some(last) = expected.last_mut() {
+                    *last ^= 1;
+                    assert!(!disk.holds(offset, &expected), "{start} {end}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_faulty_write_fails_once_and_leaves_its_first_half() {
+        let disk = FakeDisk::new(512, 2048);
+        disk.fail_write(1, Fault::Enospc);
+        disk.write_at(0, &[1; 512]).unwrap();
+        let error = disk.write_at(0, &[2; 2048]).unwrap_err();
+        assert!(error.cause().to_string().contains("No space left"));
+        assert!(disk.holds(0, &[2; 1024]));
+        assert!(disk.holds(1024, &[0; 1024]));
+        disk.write_at(0, &[3; 2048]).unwrap();
+    }
+
+    #[test]
+    fn a_faulty_sync_syncs_nothing() {
+        let disk = FakeDisk::new(512, 512);
+        disk.fail_sync(0, Fault::Eio);
+        disk.write_at(0, &[1; 512]).unwrap();
+        assert!(disk.sync().is_err());
+        assert!(disk.after_power_cut(|_| false).holds(0, &[0; 512]));
+        disk.sync().unwrap();
+        assert!(disk.after_power_cut(|_| false).holds(0, &[1; 512]));
+    }
+
+    #[test]
+    fn nothing_works_without_power() {
+        let disk = FakeDisk::new(512, 512);
+        disk.cut_power_after(1);
+        disk.write_at(0, &[1; 512]).unwrap();
+        let mut buf = [0; 1];
+        for refused in [
+            disk.write_at(0, &buf),
+            disk.read_at(0, &mut buf),
+            disk.sync(),
+            disk.discard(0, 512),
+        ] {
+            let cause = refused.unwrap_err().cause().to_string();
+            assert_eq!(cause, "the power is off");
+        }
+    }
+
+    #[test]
+    fn unreadable_sectors_heal_when_they_are_written() {
+        let disk = FakeDisk::new(512, 2048);
+        disk.make_unreadable(700..701);
+        let mut buf = [0; 512];
+        assert!(disk.read_at(512, &mut buf).is_err());
+        disk.read_at(0, &mut buf).unwrap();
+        disk.write_at(512, &[1; 512]).unwrap();
+        disk.read_at(512, &mut buf).unwrap();
+    }
+
+    #[test]
+    fn rot_is_seen_on_the_medium_alone() {
+        let disk = FakeDisk::new(512, 512);
+        disk.rot(7);
+        disk.write_at(0, &[2; 512]).unwrap();
+        disk.sync().unwrap();
+        let mut buf = [0; 8];
+        disk.read_at(0, &mut buf).unwrap();
+        assert_eq!(buf, [2; 8]);
+        disk.read_medium_at(0, &mut buf).unwrap();
+        assert_eq!(buf, [2, 2, 2, 2, 2, 2, 2, 3]);
+    }
+}

@@ -107,10 +107,13 @@ impl Layout {
     /// Bytes of a disk that is just large enough.
     pub fn disk_len(&self, sector_size: u32) -> u64 {
         let size = u64::from(sector_size);
-        let mut end = (2 + self.entries_sectors(size)) * size;
+        let first_usable = (2 + self.entries_sectors(size)) * size;
+        let mut end = first_usable;
         for partition in &self.partitions {
             end = end.next_multiple_of(self.alignment) + partition.len.next_multiple_of(size);
         }
+        // At least one usable sector, even without partitions.
+        let end = end.max(first_usable + size);
         (end + (1 + self.entries_sectors(size)) * size).next_multiple_of(self.alignment)
     }
 
