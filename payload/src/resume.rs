@@ -13,6 +13,11 @@ use crate::error::PayloadError;
 ///
 /// Small (a few hundred bytes as JSON) and versioned: a point from a program
 /// with another layout is refused, never misread.
+///
+/// A full payload can be continued from any point that was stored. A delta changes
+/// what it reads ([`crate::Manifest::is_delta`]): it can only be continued from the
+/// point of the very last operation that ran, and not at all when the next one had
+/// begun and is not [`crate::Operation::is_idempotent`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ResumePoint {

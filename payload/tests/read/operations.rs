@@ -80,7 +80,7 @@ fn similar(old: &[u8], edits: &[(u16, u16, u8)], length: usize) -> Vec<u8> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn replace_and_replace_bz_write_and_pad(

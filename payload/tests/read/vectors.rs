@@ -8,8 +8,10 @@ use payload::{
 };
 use sha2::{Digest, Sha256};
 
+use crate::craft::{Payload, Step, bzip2, noise};
 use crate::drive::{Machine, check, install};
 use crate::fixtures::{original, other_trust, read, trust};
+use crate::image::MemoryImage;
 
 const SIZE: usize = 8 << 20;
 
@@ -321,4 +323,48 @@ fn a_reader_that_fails_is_reported_with_its_offset() {
     }
     let error = verify_payload(&mut Broken(1), &trust(), &mut |_| ()).unwrap_err();
     assert_eq!(error.to_string(), "cannot read the payload at offset 4");
+}
+
+#[test]
+fn a_pcr_policy_is_written_beside_and_a_later_procedure_is_skipped() {
+    let (kernel, policy) = (noise(11, 5000), noise(12, 100));
+    let new = noise(13, 4096);
+    let payload = Payload {
+        steps: vec![Step::full(0, &[(0, 1)], &new)],
+        procedures: vec![
+            (9, vec![Step::full(5, &[], b"unknown")], vec![]),
+            (1, vec![Step::full(0, &[(0, 256)], &policy)], policy.clone()),
+            (
+                0,
+                vec![Step::full(1, &[(0, 256)], &bzip2(&kernel))],
+                kernel.clone(),
+            ),
+        ],
+        new: new.clone(),
+        ..Payload::default()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let create = |name: &str| {
+        let path = folder.path().join(name);
+        let options = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path);
+        options.unwrap()
+    };
+    let image = MemoryImage::new(vec![0; 4096]);
+    let targets = Targets {
+        partition: &image,
+        kernel: Some(&create("kernel")),
+        pcr_policy: Some(&create("policy")),
+    };
+    let mut payload = Cursor::new(payload.unsigned());
+    let trust = Trust::allow_unsigned(vec![]);
+    let verified = verify_payload(&mut payload, &trust, &mut |_| ()).unwrap();
+    apply_payload(&mut payload, &verified, &targets, &mut |_| ()).unwrap();
+    assert_eq!(image.bytes(), new);
+    assert_eq!(std::fs::read(folder.path().join("kernel")).unwrap(), kernel);
+    assert_eq!(std::fs::read(folder.path().join("policy")).unwrap(), policy);
 }
