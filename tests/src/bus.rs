@@ -2,10 +2,9 @@
 //! temporary folder.
 
 use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use tempfile::TempDir;
 
 use crate::deadline::poll_until;
@@ -36,17 +35,6 @@ impl PrivateBus {
                  <allow own="*"/>
                </policy>"#,
         )
-    }
-
-    /// A bus with the rules of the policy file `policy`, as a system bus
-    /// includes it.
-    ///
-    /// # Errors
-    ///
-    /// As [`PrivateBus::start`]; a policy that `dbus-daemon` refuses is one.
-    pub fn start_with_policy_file(policy: &Path) -> Result<Self> {
-        let policy = fs::canonicalize(policy).with_context(|| policy.display().to_string())?;
-        Self::start_with_policy(&format!("<include>{}</include>", policy.display()))
     }
 
     /// Where it listens, for `--bus` and `DBUS_SYSTEM_BUS_ADDRESS`.

@@ -37,6 +37,15 @@ impl Slot {
         }
     }
 
+    /// Its letter.
+    #[must_use]
+    pub fn letter(self) -> &'static str {
+        match self {
+            Self::A => "A",
+            Self::B => "B",
+        }
+    }
+
     /// Its well-known unique GUID, by which GRUB tells the slots apart.
     #[must_use]
     pub fn guid(self) -> &'static str {
@@ -75,8 +84,8 @@ pub struct Disk {
 
 impl Disk {
     /// Makes a disk at `path` with partitions 1 (EFI), 3 (USR-A) and 4 (USR-B),
-    /// both slots `slot_size` bytes. A is the running slot (1/0/1), B is empty
-    /// (0/0/0).
+    /// both slots `slot_size` bytes, with the attributes of a machine that was
+    /// updated before: A runs (2/0/1), B is the fallback (1/0/1).
     ///
     /// # Errors
     ///
@@ -107,8 +116,11 @@ impl Disk {
                 .arg(format!("--partition-guid={number}:{}", slot.guid()))
                 .arg(format!("--change-name={number}:{name}"));
         }
-        // Bits 48 (priority 1) and 56 (successful) of the attributes.
-        sgdisk.arg("--attributes=3:=:0101000000000000").arg(path);
+        // Priority in the bits 48 to 51, successful in bit 56.
+        sgdisk
+            .arg("--attributes=3:=:0102000000000000")
+            .arg("--attributes=4:=:0101000000000000")
+            .arg(path);
         run(&mut sgdisk, TOOL_LIMIT)?.success().context("sgdisk")?;
         Ok(disk)
     }
@@ -232,8 +244,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let disk = Disk::create(&folder.path().join("disk.img"), 1 << 20).unwrap();
         disk.verify_table().unwrap();
-        assert_eq!(disk.attributes(Slot::A).unwrap().to_string(), "1/0/1");
-        assert_eq!(disk.attributes(Slot::B).unwrap().to_string(), "0/0/0");
+        assert_eq!(disk.attributes(Slot::A).unwrap().to_string(), "2/0/1");
+        assert_eq!(disk.attributes(Slot::B).unwrap().to_string(), "1/0/1");
         assert_eq!(disk.boot().unwrap(), Slot::A);
 
         disk.write_slot(Slot::A, b"left").unwrap();

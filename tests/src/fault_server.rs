@@ -24,6 +24,8 @@ pub struct Request {
     pub method: String,
     /// From the first `/`, not decoded.
     pub path: String,
+    /// What the client calls this server.
+    pub host: String,
     /// First byte and, when given, last byte of a `Range: bytes=` header.
     pub range: Option<(u64, Option<u64>)>,
     /// The `If-Range` header.
@@ -337,6 +339,7 @@ fn read_request(stream: &TcpStream) -> io::Result<Option<Request>> {
     let mut request = Request {
         method: method.to_owned(),
         path: path.to_owned(),
+        host: String::new(),
         range: None,
         if_range: None,
         body: Vec::new(),
@@ -352,6 +355,7 @@ fn read_request(stream: &TcpStream) -> io::Result<Option<Request>> {
         };
         let value = value.trim();
         match name.to_ascii_lowercase().as_str() {
+            "host" => request.host = value.to_owned(),
             "content-length" => length = value.parse().unwrap_or(0),
             "range" => request.range = parse_range(value),
             "if-range" => request.if_range = Some(value.to_owned()),

@@ -15,6 +15,7 @@
 //! | [`release`] | a new version: image, kernel, signed payload |
 //! | [`omaha`] | what an update server says, and hears |
 //! | [`fault_server`] | an HTTP server that can misbehave |
+//! | [`update_server`] | it, offering a release |
 //! | [`machine`] | all of it together: one updatable machine |
 
 pub mod bus;
@@ -26,3 +27,4 @@ pub mod omaha;
 pub mod process;
 pub mod programs;
 pub mod release;
+pub mod update_server;

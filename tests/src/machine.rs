@@ -55,13 +55,10 @@ impl Machine {
         )?;
         // Checks come from the test alone.
         machine.write("etc/update-engine/update.conf", "FIRST_CHECK_DELAY=1d\n")?;
-        machine.write(
-            "usr/share/flatcar/release",
-            "FLATCAR_RELEASE_VERSION=1.0.0\nFLATCAR_RELEASE_BOARD=amd64-usr\n",
-        )?;
+        machine.set_version("1.0.0")?;
         machine.write(KEY_FILE, &fs::read_to_string(public_key(key))?)?;
         machine.write("boot/flatcar/vmlinuz-a", "the running kernel")?;
-        machine.boot_id("11111111-2222-4333-8444-555555555555")?;
+        machine.set_boot_id("11111111-2222-4333-8444-555555555555")?;
         Ok(machine)
     }
 
@@ -93,13 +90,33 @@ impl Machine {
         Ok(fs::remove_file(self.path(KEY_FILE))?)
     }
 
-    /// Lets the next daemon believe that it is in another boot.
+    /// Reboots into what the disk selects: another boot id, nothing left of what
+    /// lives in memory, and the version of the chosen slot.
     ///
     /// # Errors
     ///
-    /// It cannot be written.
-    pub fn boot_id(&self, id: &str) -> Result<()> {
+    /// A file cannot be written.
+    pub fn reboot(&self, boot_id: &str, version: impl Fn(Slot) -> &'static str) -> Result<Slot> {
+        let slot = self.disk.boot()?;
+        for in_memory in ["run", "var/run"].map(|folder| self.path(folder)) {
+            if in_memory.exists() {
+                fs::remove_dir_all(in_memory)?;
+            }
+        }
+        self.set_boot_id(boot_id)?;
+        self.set_version(version(slot))?;
+        Ok(slot)
+    }
+
+    fn set_boot_id(&self, id: &str) -> Result<()> {
         self.write("proc/sys/kernel/random/boot_id", &format!("{id}\n"))
+    }
+
+    fn set_version(&self, version: &str) -> Result<()> {
+        self.write(
+            "usr/share/flatcar/release",
+            &format!("FLATCAR_RELEASE_VERSION={version}\nFLATCAR_RELEASE_BOARD=amd64-usr\n"),
+        )
     }
 
     /// The address of its bus.
@@ -108,12 +125,21 @@ impl Machine {
         self.bus.address()
     }
 
-    /// Starts the daemon and waits until it answers.
+    /// Starts the daemon in the system of slot A, and waits until it answers.
     ///
     /// # Errors
     ///
     /// It does not answer; what it said is in the error.
     pub fn start_daemon(&self) -> Result<Running> {
+        self.start_daemon_in(Slot::A)
+    }
+
+    /// As [`Machine::start_daemon`], in the system of `slot`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Machine::start_daemon`].
+    pub fn start_daemon_in(&self, slot: Slot) -> Result<Running> {
         let mut command = program("update_engine")?;
         command
             .arg("-foreground")
@@ -121,7 +147,7 @@ impl Machine {
             .arg(self.root())
             .arg("--disk")
             .arg(self.disk.path())
-            .args(["--booted-slot", "A", "--bus", self.bus.address()])
+            .args(["--booted-slot", slot.letter(), "--bus", self.bus.address()])
             .env("RUST_LOG", "info");
         let daemon = Running::start(&mut command)?;
         self.client(&["-status"])
