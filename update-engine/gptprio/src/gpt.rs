@@ -482,7 +482,9 @@ impl Image {
     /// What lies in a broken copy is unknown: perhaps a header that an earlier crash
     /// left beside entries of another table. Half overwritten, such entries could match
     /// it again and bring back a table that nobody chose. Therefore the header goes
-    /// first and alone: from then on no entries but ours match.
+    /// first and alone: from then on no entries but ours match. (What remains is a sector
+    /// that tears inside the header's fields and so heals an old header; no disk tears
+    /// that fine.)
     ///
     /// Syncs even when nothing differs: an earlier writer may have been killed between
     /// its write and its sync, and then only a cache holds what we see.
