@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use crate::config::Settings;
 use crate::platform::Environment;
 use crate::platform::child::{self, End};
 use crate::root::Root;
@@ -35,12 +36,14 @@ pub enum Health {
     },
 }
 
-/// Runs every executable of the folder, in order of name, each for at most `limit`, until one fails.
+/// Runs every executable of the folder, in order of name, each for at most
+/// [`Settings::health_timeout`], until one fails.
 ///
 /// An exit status of 0 means healthy. Hidden files and files that are not executable are left out,
 /// the latter with a warning. What cannot be run or read counts as unhealthy: a check that an operator
 /// has put there must not be passed by accident.
-pub fn check(root: &Root, environment: &Environment, limit: Duration) -> Health {
+pub fn check(root: &Root, settings: &Settings) -> Health {
+    let environment = Environment::inherited(settings);
     let programs = match root
         .path(HEALTH_FOLDER)
         .and_then(|folder| programs(&folder))
@@ -56,7 +59,7 @@ pub fn check(root: &Root, environment: &Environment, limit: Duration) -> Health 
     };
     for program in &programs {
         let which = name_of(program);
-        match run(program, &which, environment, limit) {
+        match run(program, &which, &environment, settings.health_timeout) {
             Ok(()) => tracing::info!(check = which, "health check passed"),
             Err(why) => return Health::Unhealthy { which, why },
         }
@@ -126,7 +129,13 @@ mod tests {
             child::write_program(&folder.join(name), *mode, &script);
         }
         let root = Root::at(dir.path()).unwrap();
-        let health = check(&root, &Environment::default(), limit);
+        let health = check(
+            &root,
+            &Settings {
+                health_timeout: limit,
+                ..Settings::default()
+            },
+        );
         (
             health,
             fs::read_to_string(dir.path().join("ran")).unwrap_or_default(),
@@ -140,7 +149,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let root = Root::at(dir.path()).unwrap();
         let healthy = Health::Healthy { checks: 0 };
-        assert_eq!(check(&root, &Environment::default(), LIMIT), healthy);
+        assert_eq!(check(&root, &Settings::default()), healthy);
         assert_eq!(check_with(&[], LIMIT).0, healthy);
     }
 
@@ -200,7 +209,7 @@ mod tests {
         fs::create_dir_all(program.parent().unwrap()).unwrap();
         child::write_program(&program, 0o755, "#!/not/there\n");
         let root = Root::at(dir.path()).unwrap();
-        let health = check(&root, &Environment::default(), LIMIT);
+        let health = check(&root, &Settings::default());
         let Health::Unhealthy { which, why } = health else {
             panic!()
         };
@@ -215,7 +224,7 @@ mod tests {
         fs::create_dir_all(folder.parent().unwrap()).unwrap();
         fs::write(&folder, "").unwrap();
         let root = Root::at(dir.path()).unwrap();
-        let health = check(&root, &Environment::default(), LIMIT);
+        let health = check(&root, &Settings::default());
         assert!(matches!(health, Health::Unhealthy { .. }), "{health:?}");
     }
 }

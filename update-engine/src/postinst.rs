@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use gptprio::{Access, BlockDevice, DeviceError};
+use gptprio::{BlockDevice, DeviceError};
 
+use crate::config::Settings;
 use crate::platform::child::{self, End, Finished};
 use crate::platform::{Environment, Slot, mounts};
 use crate::root::Root;
@@ -32,24 +33,25 @@ const FIRMWARE_B: i32 = 3;
 pub trait PostInstall: Send + Sync {
     /// Fails when the target cannot be mounted, when the program cannot be run, and when it ends with
     /// anything but success.
-    fn run(&self, request: &PostInstallRequest<'_>)
-    -> Result<PostInstallOutcome, PostInstallError>;
+    fn run(&self, job: &Job<'_>) -> Result<Outcome, PostInstallError>;
 }
 
 /// What the program is told.
 #[derive(Debug, Clone, Copy)]
-pub struct PostInstallRequest<'a> {
+pub struct Job<'a> {
     /// The slot that holds the new version.
     pub target: &'a Slot,
     /// The new kernel's file, when the payload brought one.
     pub kernel: Option<&'a Path>,
     /// The new PCR policy's file, when the payload brought one.
     pub pcr_policy: Option<&'a Path>,
+    /// The time that it may take.
+    pub timeout: Duration,
 }
 
 /// An end that is no failure.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PostInstallOutcome {
+pub enum Outcome {
     /// The program agreed.
     Done,
     /// It said that the machine runs from its second firmware (exit status 3). The original reports
@@ -112,50 +114,45 @@ pub enum PostInstallError {
 pub struct MountedPostInstall {
     root: Root,
     environment: Environment,
-    limit: Duration,
 }
 
 impl MountedPostInstall {
-    /// `limit` is the time that the program may take.
-    pub fn new(root: Root, environment: Environment, limit: Duration) -> Self {
+    /// For the machine at `root`. The program itself runs on the running machine, wherever `root` is.
+    pub fn new(root: &Root, settings: &Settings) -> Self {
         Self {
-            root,
-            environment,
-            limit,
+            root: root.clone(),
+            environment: Environment::inherited(settings),
         }
     }
 }
 
 impl PostInstall for MountedPostInstall {
-    fn run(
-        &self,
-        request: &PostInstallRequest<'_>,
-    ) -> Result<PostInstallOutcome, PostInstallError> {
+    fn run(&self, job: &Job<'_>) -> Result<Outcome, PostInstallError> {
         if !nix::unistd::geteuid().is_root() {
             let reason = "only root can mount the target to run its post-install program";
-            tracing::warn!(target_slot = %request.target, "{reason}: skipped");
-            return Ok(PostInstallOutcome::Skipped {
+            tracing::warn!(target_slot = %job.target, "{reason}: skipped");
+            return Ok(Outcome::Skipped {
                 reason: reason.to_owned(),
             });
         }
-        let mount = Mounted::mount(&self.root, &self.environment, request.target)?;
+        let mount = Mounted::mount(&self.root, &self.environment, job.target)?;
         let program = mount.program();
         if fs::symlink_metadata(&program).is_err() {
-            tracing::info!(target_slot = %request.target, "the new version has no /postinst");
-            return Ok(PostInstallOutcome::NothingToRun);
+            tracing::info!(target_slot = %job.target, "the new version has no /postinst");
+            return Ok(Outcome::NothingToRun);
         }
         let mut command = Command::new(&program);
-        command.args(arguments(&mount.device, request));
+        command.args(arguments(&mount.device, job));
         tracing::info!(?command, "running the post-install program");
         let log = |line: &str| tracing::info!(program = "postinst", "{line}");
-        let finished = child::run(command, &self.environment, self.limit, log)
+        let finished = child::run(command, &self.environment, job.timeout, log)
             .map_err(|source| cannot_run(&program, source))?;
-        outcome(&finished, self.limit)
+        outcome(&finished, job.timeout)
     }
 }
 
 /// `<device> [KERNEL=<path>] [PCR_POLICY=<path>]`
-fn arguments(device: &Path, request: &PostInstallRequest<'_>) -> Vec<OsString> {
+fn arguments(device: &Path, job: &Job<'_>) -> Vec<OsString> {
     let named = |name: &str, path: Option<&Path>| {
         path.map(|path| {
             let mut argument = OsString::from(name);
@@ -164,15 +161,15 @@ fn arguments(device: &Path, request: &PostInstallRequest<'_>) -> Vec<OsString> {
         })
     };
     let mut arguments = vec![device.as_os_str().to_owned()];
-    arguments.extend(named("KERNEL=", request.kernel));
-    arguments.extend(named("PCR_POLICY=", request.pcr_policy));
+    arguments.extend(named("KERNEL=", job.kernel));
+    arguments.extend(named("PCR_POLICY=", job.pcr_policy));
     arguments
 }
 
-fn outcome(finished: &Finished, limit: Duration) -> Result<PostInstallOutcome, PostInstallError> {
+fn outcome(finished: &Finished, limit: Duration) -> Result<Outcome, PostInstallError> {
     match finished.end {
-        End::Exited(0) => Ok(PostInstallOutcome::Done),
-        End::Exited(FIRMWARE_B) => Ok(PostInstallOutcome::BootedFromFirmwareB),
+        End::Exited(0) => Ok(Outcome::Done),
+        End::Exited(FIRMWARE_B) => Ok(Outcome::BootedFromFirmwareB),
         _ => Err(PostInstallError::Failed {
             problem: finished.words(limit),
         }),
@@ -197,7 +194,7 @@ impl<'a> Mounted<'a> {
     ) -> Result<Self, PostInstallError> {
         let mount_point = prepare(root, environment)?;
         let options = options(slot)?;
-        let source = slot.node.as_deref().unwrap_or(slot.disk());
+        let source = slot.node.as_deref().unwrap_or(&slot.disk);
         let mut command = Command::new("mount");
         command.args(["-o", &options]).arg(source).arg(&mount_point);
         let mut mounted = Self {
@@ -323,7 +320,7 @@ fn options(slot: &Slot) -> Result<String, PostInstallError> {
         target: slot.to_string(),
         source,
     };
-    let device = slot.open(Access::ReadOnly).map_err(failed)?;
+    let device = slot.open_for_reading().map_err(failed)?;
     let mut options = vec!["ro".to_owned()];
     options.extend(
         journaled(&device)
@@ -331,8 +328,8 @@ fn options(slot: &Slot) -> Result<String, PostInstallError> {
             .map(|(_, option)| option.to_owned()),
     );
     if slot.node.is_none() {
-        let offset = slot.range.start;
-        options.push(format!("loop,offset={offset},sizelimit={}", slot.size()));
+        let offset = slot.start;
+        options.push(format!("loop,offset={offset},sizelimit={}", slot.size));
     }
     Ok(options.join(","))
 }
@@ -372,9 +369,9 @@ pub mod testing {
 
     use std::sync::Mutex;
 
-    use super::{PostInstall, PostInstallError, PostInstallOutcome, PostInstallRequest, arguments};
+    use super::{Job, Outcome, PostInstall, PostInstallError, arguments};
 
-    type Answer = dyn Fn() -> Result<PostInstallOutcome, PostInstallError> + Send + Sync;
+    type Answer = dyn Fn() -> Result<Outcome, PostInstallError> + Send + Sync;
 
     /// Answers as it is told, without mounting anything, and remembers its arguments. An answer may
     /// wait for something, to be a program that hangs.
@@ -386,7 +383,7 @@ pub mod testing {
     impl FakePostInstall {
         /// A program that ends so.
         pub fn new(
-            answer: impl Fn() -> Result<PostInstallOutcome, PostInstallError> + Send + Sync + 'static,
+            answer: impl Fn() -> Result<Outcome, PostInstallError> + Send + Sync + 'static,
         ) -> Self {
             Self {
                 answer: Box::new(answer),
@@ -396,7 +393,7 @@ pub mod testing {
 
         /// A program that agrees.
         pub fn agreeing() -> Self {
-            Self::new(|| Ok(PostInstallOutcome::Done))
+            Self::new(|| Ok(Outcome::Done))
         }
 
         /// The arguments of each call.
@@ -409,16 +406,9 @@ pub mod testing {
     }
 
     impl PostInstall for FakePostInstall {
-        fn run(
-            &self,
-            request: &PostInstallRequest<'_>,
-        ) -> Result<PostInstallOutcome, PostInstallError> {
-            let device = request
-                .target
-                .node
-                .as_deref()
-                .unwrap_or(request.target.disk());
-            let arguments = arguments(device, request)
+        fn run(&self, job: &Job<'_>) -> Result<Outcome, PostInstallError> {
+            let device = job.target.node.as_deref().unwrap_or(&job.target.disk);
+            let arguments = arguments(device, job)
                 .iter()
                 .map(|argument| argument.to_string_lossy().into_owned())
                 .collect();

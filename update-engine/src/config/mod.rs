@@ -214,7 +214,19 @@ impl Loaded {
     /// A missing file is no error; one that cannot be read is, and so is a bad value of a key with
     /// [`Key::strict`].
     pub fn read(root: &Root) -> Result<Self, ConfigError> {
-        Reader::open(root)?.settings(root)
+        let is_developers = root.path(DEVELOPER_MARK).is_ok_and(|mark| mark.exists());
+        Reader::open(root)?.settings(!is_developers)
+    }
+}
+
+/// The settings of a machine without any configuration file.
+impl Default for Settings {
+    fn default() -> Self {
+        let reader = Reader::over(Family::Flatcar, Vec::new(), Vec::new(), None);
+        reader
+            .settings(true)
+            .expect("without files there are no bad values")
+            .settings
     }
 }
 
@@ -301,20 +313,30 @@ impl Reader {
             (Family::Flatcar, flatcar)
         };
         let oem = read_files(root, &OEM_FILES.map(str::to_owned), family.quotes())?;
-        let own = read_file(root, OWN_FILE, Quotes::Strip)?.unwrap_or_else(|| SourceFile {
+        let own = read_file(root, OWN_FILE, Quotes::Strip)?;
+        Ok(Self::over(family, originals, oem, own))
+    }
+
+    fn over(
+        family: Family,
+        originals: Vec<SourceFile>,
+        oem: Vec<SourceFile>,
+        own: Option<SourceFile>,
+    ) -> Self {
+        let own = own.unwrap_or_else(|| SourceFile {
             path: OWN_FILE.to_owned(),
             fragment: Fragment::default(),
         });
-        Ok(Self {
+        Self {
             family,
             own,
             originals,
             oem,
             warnings: Vec::new(),
-        })
+        }
     }
 
-    fn settings(mut self, root: &Root) -> Result<Loaded, ConfigError> {
+    fn settings(mut self, official_build: bool) -> Result<Loaded, ConfigError> {
         use values::{boolean, duration, integer, optional};
         self.warn_of_odd_lines();
         let user = self.text(&keys::DOWNLOAD_USER);
@@ -332,7 +354,7 @@ impl Reader {
             pcr_policy_server: Some(self.text(&keys::PCR_POLICY_SERVER))
                 .filter(|url| !url.is_empty()),
             download_login: (!user.is_empty()).then_some(Login { user, password }),
-            official_build: !root.path(DEVELOPER_MARK).is_ok_and(|mark| mark.exists()),
+            official_build,
 
             public_keys: self.public_keys()?,
             signature_threshold: self

@@ -32,13 +32,17 @@ const LAST_LINES: usize = 5;
 pub struct Environment(BTreeMap<OsString, OsString>);
 
 impl Environment {
-    /// What the programs of an image need: `PATH`, `LD_LIBRARY_PATH` and the proxies, out of the
-    /// daemon's environment `inherited`.
+    /// What the programs of an image need: `PATH`, `LD_LIBRARY_PATH` and the proxies, out of this
+    /// process's environment.
     ///
     /// Each proxy variable is set in lower and upper case, because programs differ in which they read;
     /// the lower-case one counts where both are there. A proxy in the settings takes the place of all
     /// of them.
-    pub fn new(
+    pub fn inherited(settings: &Settings) -> Self {
+        Self::select(settings, std::env::vars_os())
+    }
+
+    fn select(
         settings: &Settings,
         inherited: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> Self {
@@ -294,7 +298,7 @@ mod tests {
     fn shell(script: &str, limit: Duration) -> (Finished, Vec<String>) {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", script]);
-        let environment = Environment::new(&settings(""), std::env::vars_os());
+        let environment = Environment::inherited(&Settings::default());
         let mut lines = Vec::new();
         let finished = run(command, &environment, limit, |line| {
             lines.push(line.to_owned())
@@ -427,7 +431,7 @@ mod tests {
                 let (name, value) = text.split_once('=').unwrap();
                 (name.into(), value.into())
             };
-            let environment = Environment::new(&settings(own), inherited.iter().map(pair));
+            let environment = Environment::select(&settings(own), inherited.iter().map(pair));
             let found: Vec<_> = environment
                 .variables()
                 .map(|(name, value)| format!("{}={}", name.display(), value.display()))

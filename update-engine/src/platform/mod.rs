@@ -8,8 +8,8 @@
 //! Reading the kernel's tables is kept apart from deciding ([`slots::choose`]). This module changes
 //! nothing and knows nothing of updates.
 
-mod boot_files;
 pub(crate) mod child;
+mod kernel_files;
 mod letter;
 mod lock;
 pub(crate) mod mounts;
@@ -21,11 +21,11 @@ use std::path::PathBuf;
 
 use gptprio::{DeviceError, GptError, Guid};
 
-pub use boot_files::BootFiles;
 pub use child::Environment;
+pub use kernel_files::KernelFiles;
 pub use letter::{Letter, ParseLetterError};
 pub use lock::{LockError, UpdateLock};
-pub use slots::{Slot, Slots};
+pub use slots::{Discovery, Slot, Slots};
 
 /// Why the slots of this machine cannot be told.
 #[derive(Debug, thiserror::Error)]

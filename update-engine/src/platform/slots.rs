@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::io;
-use std::ops::Range;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use gptprio::{Access, BlockDevice, DeviceError, FileDevice, Gpt, Guid, Partition, Region};
 
@@ -21,7 +21,7 @@ use crate::root::Root;
 const MAX_LEVELS: usize = 8;
 
 /// The two slots of an update and the disk that has them.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Slots {
     /// The disk with the partition table: a device node or an image file, as a path to open.
     pub disk: PathBuf,
@@ -34,17 +34,22 @@ pub struct Slots {
 }
 
 /// One slot.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Slot {
     /// A or B.
     pub letter: Letter,
-    /// Its entry as it was read; attributes change later.
-    pub partition: Partition,
-    /// Its bytes on the disk.
-    pub range: Range<u64>,
+    /// Number of its partition, counted from 1.
+    pub number: u32,
+    /// Identity of its partition.
+    pub unique_guid: Guid,
+    /// Its first byte on the disk.
+    pub start: u64,
+    /// Bytes.
+    pub size: u64,
+    /// The disk that it is on, as a path to open.
+    pub disk: PathBuf,
     /// Its own device node as a path to open; `None` in an image file.
     pub node: Option<PathBuf>,
-    disk: PathBuf,
 }
 
 /// How the running slot is known.
@@ -58,52 +63,64 @@ enum Booted {
     Letter(Letter),
 }
 
-impl Slots {
-    /// The slots of the running machine: from what is mounted at `/usr` (or `/`, where `/usr` is part of
-    /// it) to the partitions of `slot_type` on the same disk.
+/// Where to look for the slots.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Discovery {
+    /// On the disk that the running system was started from.
+    Mounted,
+    /// On a disk or image file that is not the running machine's.
+    Image {
+        /// A path to open.
+        disk: PathBuf,
+        /// The slot that counts as running.
+        booted: Letter,
+    },
+}
+
+impl Discovery {
+    /// Finds the running slot, by type and place, and the slot to install into. `root` is where the
+    /// kernel's tables and the device nodes are.
     ///
-    /// When there are more than two slots, the target is the one whose loss costs least: one that cannot
-    /// boot before one that can, then the lowest priority, then the highest number. Fails with
+    /// When there are more than two slots, the target is the one whose loss costs least: one that
+    /// cannot boot before one that can, then the lowest priority, then the highest number. Fails with
     /// [`PlatformError::TargetInUse`] when anything is mounted from the target or mapped onto it.
-    pub fn discover(root: &Root, slot_type: Guid) -> Result<Self, PlatformError> {
+    pub fn find(&self, root: &Root, slot_type: Guid) -> Result<Slots, PlatformError> {
         let mounts = mounts::read(root)?;
-        let (sys, disk, booted) = match running_place(root, &mounts)? {
-            Place::Partition {
-                disk,
-                number,
-                start,
-            } => {
-                let node = disk.node();
-                (Some(disk), node, Booted::Partition { number, start })
-            }
-            Place::File { file, offset } => (device_of(root, &file)?, file, Booted::At(offset)),
+        let (disk, device, booted) = match self {
+            Self::Image { disk, booted } => (
+                disk.clone(),
+                device_at(root, disk)?,
+                Booted::Letter(*booted),
+            ),
+            Self::Mounted => match running_place(root, &mounts)? {
+                Place::Partition {
+                    disk,
+                    number,
+                    start,
+                } => {
+                    let node = root.path(disk.node()).map_err(reading(&disk.node()))?;
+                    (node, Some(disk), Booted::Partition { number, start })
+                }
+                Place::File { file, offset } => {
+                    let device = device_of(root, &file)?;
+                    (
+                        root.path(&file).map_err(reading(&file))?,
+                        device,
+                        Booted::At(offset),
+                    )
+                }
+            },
         };
-        let disk = root.path(&disk).map_err(reading(&disk))?;
-        let slots = Self::read(root, &disk, sys.as_ref(), slot_type, booted)?;
-        slots.check_target_is_free(&mounts, sys.as_ref())?;
+        let slots = Slots::read(root, &disk, device.as_ref(), slot_type, booted)?;
+        slots.check_target_is_free(&mounts, device.as_ref())?;
         Ok(slots)
     }
+}
 
-    /// The slots of a disk or image file that is not the running machine's, with `booted` as the slot
-    /// that counts as running. `disk` is a path to open; `root` is where device nodes are.
-    pub fn on_disk(
-        root: &Root,
-        disk: &Path,
-        booted: Letter,
-        slot_type: Guid,
-    ) -> Result<Self, PlatformError> {
-        let metadata = fs::metadata(disk).map_err(reading(&disk.display()))?;
-        let sys = if metadata.file_type().is_block_device() {
-            Device::by_number(root, device_number(metadata.rdev())).map_err(reading(&"/sys"))?
-        } else {
-            None
-        };
-        Self::read(root, disk, sys.as_ref(), slot_type, Booted::Letter(booted))
-    }
-
+impl Slots {
     /// Opens the whole disk, for its partition table. With [`Access::ReadWrite`] it is locked against
-    /// other writers as long as the device lives, and so must not overlap [`Slot::open`] for writing
-    /// in an image file.
+    /// other writers as long as the device lives; in an image file that excludes
+    /// [`Slot::open_for_writing`].
     pub fn open_disk(&self, access: Access) -> Result<FileDevice, DeviceError> {
         FileDevice::open(&self.disk, access)
     }
@@ -134,12 +151,15 @@ impl Slots {
             problem,
         })?;
         let slot = |partition: Partition| -> Result<Slot, PlatformError> {
+            let range = gpt.byte_range(&partition).map_err(bad_table)?;
             Ok(Slot {
                 letter: letters[&partition.number],
-                range: gpt.byte_range(&partition).map_err(bad_table)?,
-                node: node_of(root, sys, partition.number)?,
-                partition,
+                number: partition.number,
+                unique_guid: partition.unique_guid,
+                start: range.start,
+                size: range.end - range.start,
                 disk: disk.to_owned(),
+                node: node_of(root, sys, partition.number)?,
             })
         };
         let (source, target) = (slot(source)?, slot(target)?);
@@ -161,7 +181,7 @@ impl Slots {
         };
         let failed = reading(&"/sys");
         let Some(target) = disk
-            .partition_numbered(self.target.partition.number)
+            .partition_numbered(self.target.number)
             .map_err(&failed)?
         else {
             return Ok(());
@@ -188,47 +208,52 @@ impl Slots {
 }
 
 impl Slot {
-    /// Opens the slot's bytes: its own device node, or in an image file its window of the disk.
+    /// Opens the slot's bytes to read: its own device node, or in an image file its window of the
+    /// disk.
     ///
     /// Fails too when the kernel has another size for the partition than the table.
-    pub fn open(&self, access: Access) -> Result<Box<dyn BlockDevice>, DeviceError> {
+    pub fn open_for_reading(&self) -> Result<Arc<dyn BlockDevice>, DeviceError> {
+        self.open(Access::ReadOnly)
+    }
+
+    /// The same to write, with a lock against other writers. In an image file the lock is on the
+    /// whole disk, so the partition table cannot be written as long as the device lives.
+    pub fn open_for_writing(&self) -> Result<Arc<dyn BlockDevice>, DeviceError> {
+        self.open(Access::ReadWrite)
+    }
+
+    fn open(&self, access: Access) -> Result<Arc<dyn BlockDevice>, DeviceError> {
         let Some(node) = &self.node else {
             let disk = FileDevice::open(&self.disk, access)?;
-            return Ok(Box::new(Region::new(disk, self.range.start, self.size())?));
+            return Ok(Arc::new(Region::new(disk, self.start, self.size)?));
         };
         let device = FileDevice::open(node, access)?;
-        if device.len() != self.size() {
+        if device.len() != self.size {
             let reason = format!(
-                "the kernel gives it {} bytes, the partition table {}; restart the machine to make \
-                 them agree",
+                "the kernel gives it {} bytes, the partition table {}; restart the machine to \
+                 make them agree",
                 device.len(),
-                self.size()
+                self.size
             );
             return Err(DeviceError::new("open", 0, 0, reason));
         }
-        Ok(Box::new(device))
-    }
-
-    /// Bytes.
-    pub fn size(&self) -> u64 {
-        self.range.end - self.range.start
-    }
-
-    /// The disk that the slot is on, as a path to open.
-    pub fn disk(&self) -> &Path {
-        &self.disk
+        Ok(Arc::new(device))
     }
 }
 
 /// For logs: `slot B (partition 4 of /dev/sda)`.
 impl fmt::Display for Slot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let number = self.partition.number;
+        let Self {
+            letter,
+            number,
+            disk,
+            ..
+        } = self;
         write!(
             f,
-            "slot {} (partition {number} of {})",
-            self.letter,
-            self.disk.display()
+            "slot {letter} (partition {number} of {})",
+            disk.display()
         )
     }
 }
@@ -369,6 +394,15 @@ fn device_of(root: &Root, node: &str) -> Result<Option<Device>, PlatformError> {
     } else {
         Ok(None)
     }
+}
+
+/// The device at a path to open; `None` when it is a file.
+fn device_at(root: &Root, path: &Path) -> Result<Option<Device>, PlatformError> {
+    let metadata = fs::metadata(path).map_err(reading(&path.display()))?;
+    if !metadata.file_type().is_block_device() {
+        return Ok(None);
+    }
+    Device::by_number(root, device_number(metadata.rdev())).map_err(reading(&"/sys/dev/block"))
 }
 
 /// Follows devices that lie on one another down to a partition or a file.

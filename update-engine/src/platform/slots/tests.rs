@@ -54,7 +54,7 @@ impl Machine {
         let major = 8 + u64::try_from(name.len()).unwrap();
         self.device(name, &format!("{major}:0"), None);
         let disk = image(layout, sector_size);
-        self.write(&format!("/dev/{}", name.replace('!', "/")), disk.bytes());
+        self.write(&format!("/dev/{}", name.replace('!', "/")), disk.to_bytes());
         for partition in Gpt::read(&disk).unwrap().partitions() {
             let number = partition.number;
             let dir = self.device(
@@ -92,7 +92,7 @@ impl Machine {
     }
 
     fn discover(&self) -> Result<Slots, PlatformError> {
-        Slots::discover(&Root::at(self.dir.path()).unwrap(), USR_TYPE)
+        Discovery::Mounted.find(&Root::at(self.dir.path()).unwrap(), USR_TYPE)
     }
 
     /// What was found, in words: disk, then source and target with node or place.
@@ -103,9 +103,9 @@ impl Machine {
         let slot = |slot: &Slot| {
             let place = match &slot.node {
                 Some(node) => on_machine(node),
-                None => format!("@{}", slot.range.start),
+                None => format!("@{}", slot.start),
             };
-            format!("{}{} {place}", slot.letter, slot.partition.number)
+            format!("{}{} {place}", slot.letter, slot.number)
         };
         let (source, target) = (slot(&slots.source), slot(&slots.target));
         format!("{}: {source} > {target}", on_machine(&slots.disk))
@@ -125,19 +125,6 @@ fn image(layout: &Layout, sector_size: u32) -> FakeDisk {
     let disk = FakeDisk::new(sector_size, layout.disk_len(sector_size));
     layout.write_to(&disk);
     disk
-}
-
-/// The bytes of a fake disk.
-trait Bytes {
-    fn bytes(&self) -> Vec<u8>;
-}
-
-impl Bytes for FakeDisk {
-    fn bytes(&self) -> Vec<u8> {
-        let mut bytes = vec![0; usize::try_from(self.len()).unwrap()];
-        self.read_at(0, &mut bytes).unwrap();
-        bytes
-    }
 }
 
 #[test]
@@ -190,7 +177,7 @@ fn slots_have_their_own_nodes_where_these_exist() {
         .read_at(5, &mut byte)
         .unwrap();
     assert_eq!(byte, [7]);
-    let error = words(&slots.target.open(Access::ReadWrite).err().unwrap());
+    let error = words(&slots.target.open_for_writing().err().unwrap());
     assert!(
         error.contains("the kernel gives it 1024 bytes, the partition table 65536"),
         "{error}"
@@ -204,8 +191,8 @@ fn a_slot_without_a_node_is_a_window_of_its_disk() {
     machine.mount("11:3", "/usr", "ext4", "/dev/sda3");
     let slots = machine.discover().unwrap();
     {
-        let target = slots.target.open(Access::ReadWrite).unwrap();
-        assert_eq!(target.len(), slots.target.size());
+        let target = slots.target.open_for_writing().unwrap();
+        assert_eq!(target.len(), slots.target.size);
         target.write_at(0, b"first").unwrap();
         target.write_at(target.len() - 4, b"last").unwrap();
         assert!(
@@ -215,8 +202,8 @@ fn a_slot_without_a_node_is_a_window_of_its_disk() {
     }
     let disk = fs::read(&slots.disk).unwrap();
     let place = |offset: u64| usize::try_from(offset).unwrap();
-    assert!(disk[place(slots.target.range.start)..].starts_with(b"first"));
-    assert!(disk[..place(slots.target.range.end)].ends_with(b"last"));
+    assert!(disk[place(slots.target.start)..].starts_with(b"first"));
+    assert!(disk[..place(slots.target.start + slots.target.size)].ends_with(b"last"));
     Gpt::read(&slots.open_disk(Access::ReadOnly).unwrap()).unwrap();
 }
 
@@ -276,7 +263,7 @@ fn a_loop_device_over_an_image_is_found_by_where_it_begins() {
     let disk = image(&layout, 512);
     let start = Gpt::read(&disk).unwrap().partition(4).unwrap().first_lba * 512;
     let mut machine = Machine::new();
-    machine.write("/images/disk.img", disk.bytes());
+    machine.write("/images/disk.img", disk.to_bytes());
     machine.loop_device("loop0", "7:0", "/images/disk.img", start);
     machine.mount("7:0", "/usr", "squashfs", "/dev/loop0");
     let found = machine.found();
@@ -430,7 +417,7 @@ fn a_system_that_is_on_no_partition_is_refused_with_the_way_that_was_followed() 
         ),
         (
             &|machine| {
-                machine.write("/disk.img", image(&Layout::two_slots(), 512).bytes());
+                machine.write("/disk.img", image(&Layout::two_slots(), 512).to_bytes());
                 machine.loop_device("loop0", "7:0", "/disk.img", 512);
                 machine.mount("7:0", usr.0, usr.1, "/dev/loop0");
             },
@@ -471,30 +458,31 @@ fn a_target_that_something_uses_is_not_touched() {
 #[test]
 fn of_an_image_file_the_user_says_which_slot_runs() {
     let machine = Machine::new();
-    machine.write("/disk.img", image(&Layout::two_slots(), 4096).bytes());
+    machine.write("/disk.img", image(&Layout::two_slots(), 4096).to_bytes());
     let root = Root::at(machine.dir.path()).unwrap();
     let image = machine.path("/disk.img");
-    let slots = Slots::on_disk(&root, &image, Letter::B, USR_TYPE).unwrap();
-    assert_eq!(
-        (slots.source.partition.number, slots.target.partition.number),
-        (4, 3)
-    );
+    let find = |disk: &str, booted: &str| {
+        let disk = machine.path(disk);
+        let booted = booted.parse().unwrap();
+        Discovery::Image { disk, booted }.find(&root, USR_TYPE)
+    };
+    let slots = find("/disk.img", "b").unwrap();
+    assert_eq!((slots.source.number, slots.target.number), (4, 3));
     assert_eq!(slots.disk, image);
     assert_eq!(
         slots.target.to_string(),
         format!("slot A (partition 3 of {})", image.display())
     );
 
-    let error = Slots::on_disk(&root, &image, "c".parse().unwrap(), USR_TYPE).unwrap_err();
+    let error = find("/disk.img", "c").unwrap_err();
     assert!(
         words(&error).ends_with("there is no slot C, only A, B"),
         "{error}"
     );
-    let error = Slots::on_disk(&root, &machine.path("/missing"), Letter::A, USR_TYPE).unwrap_err();
+    let error = find("/missing", "A").unwrap_err();
     assert!(words(&error).contains("missing"), "{error}");
     machine.write("/empty.img", "");
-    let error =
-        Slots::on_disk(&root, &machine.path("/empty.img"), Letter::A, USR_TYPE).unwrap_err();
+    let error = find("/empty.img", "A").unwrap_err();
     assert!(
         words(&error).contains("empty.img: no valid partition table"),
         "{error}"

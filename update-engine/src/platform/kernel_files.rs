@@ -1,0 +1,152 @@
+//! The files outside the slots that belong to one of them: kernel and PCR policy.
+
+use std::path::PathBuf;
+
+use super::{Letter, PlatformError, Slots};
+use crate::config::Settings;
+use crate::root::Root;
+
+/// Where the kernels and the PCR policy are, as paths to open. None of them need exist.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KernelFiles {
+    /// Kernel of the running slot, `/boot/flatcar/vmlinuz-a` or its like.
+    pub source_kernel: PathBuf,
+    /// Kernel of the slot to install into.
+    pub target_kernel: PathBuf,
+    /// PCR policy of the slot to install into, `pcrs-b.zip` or its like in the state folder.
+    pub target_pcr_policy: PathBuf,
+}
+
+impl KernelFiles {
+    /// The files of these slots.
+    ///
+    /// Kernels are in `/boot/coreos` if there is one already and in `/boot/flatcar` otherwise: a
+    /// machine that became Flatcar by update still boots from the old folder, and a kernel in the other
+    /// one would never be started.
+    pub fn of(root: &Root, settings: &Settings, slots: &Slots) -> Result<Self, PlatformError> {
+        let family = if has_kernel(root, "coreos")? {
+            "coreos"
+        } else {
+            "flatcar"
+        };
+        let policy = format!("pcrs-{}.zip", slots.target.letter.lower());
+        Ok(Self {
+            source_kernel: kernel(root, family, slots.source.letter)?,
+            target_kernel: kernel(root, family, slots.target.letter)?,
+            target_pcr_policy: opened(root, &format!("{}/{policy}", settings.state_dir))?,
+        })
+    }
+}
+
+fn has_kernel(root: &Root, family: &str) -> Result<bool, PlatformError> {
+    let exists = |letter| kernel(root, family, letter).map(|path| path.exists());
+    Ok(exists(Letter::A)? || exists(Letter::B)?)
+}
+
+fn kernel(root: &Root, family: &str, letter: Letter) -> Result<PathBuf, PlatformError> {
+    opened(root, &format!("/boot/{family}/vmlinuz-{}", letter.lower()))
+}
+
+fn opened(root: &Root, path: &str) -> Result<PathBuf, PlatformError> {
+    root.path(path).map_err(|source| PlatformError::Read {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::platform::Slot;
+    use gptprio::Guid;
+    use std::fs;
+
+    #[test]
+    fn kernels_are_where_the_boot_loader_looks() {
+        let table: [(&[&str], Letter, &str, &str); 6] = [
+            (
+                &[],
+                Letter::A,
+                "boot/flatcar/vmlinuz-a",
+                "boot/flatcar/vmlinuz-b",
+            ),
+            (
+                &[],
+                Letter::B,
+                "boot/flatcar/vmlinuz-b",
+                "boot/flatcar/vmlinuz-a",
+            ),
+            (
+                &["boot/flatcar/vmlinuz-a"],
+                Letter::A,
+                "boot/flatcar/vmlinuz-a",
+                "boot/flatcar/vmlinuz-b",
+            ),
+            (
+                &["boot/coreos/vmlinuz-a", "boot/flatcar/vmlinuz-a"],
+                Letter::A,
+                "boot/coreos/vmlinuz-a",
+                "boot/coreos/vmlinuz-b",
+            ),
+            (
+                &["boot/coreos/vmlinuz-b"],
+                Letter::B,
+                "boot/coreos/vmlinuz-b",
+                "boot/coreos/vmlinuz-a",
+            ),
+            (
+                &["boot/coreos/grub.cfg"],
+                Letter::A,
+                "boot/flatcar/vmlinuz-a",
+                "boot/flatcar/vmlinuz-b",
+            ),
+        ];
+        for (present, booted, source, target) in table {
+            let dir = tempfile::tempdir().unwrap();
+            for path in present {
+                let path = dir.path().join(path);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, "").unwrap();
+            }
+            let root = Root::at(dir.path()).unwrap();
+            let slots = slots(booted);
+            let files = KernelFiles::of(&root, &Settings::default(), &slots).unwrap();
+            assert!(
+                files.source_kernel.ends_with(source),
+                "{present:?}: {files:?}"
+            );
+            assert!(
+                files.target_kernel.ends_with(target),
+                "{present:?}: {files:?}"
+            );
+            let policy = format!(
+                "var/lib/update_engine/pcrs-{}.zip",
+                slots.target.letter.lower()
+            );
+            assert!(files.target_pcr_policy.ends_with(policy), "{files:?}");
+        }
+    }
+
+    fn slots(booted: Letter) -> Slots {
+        let slot = |letter| Slot {
+            letter,
+            number: 3,
+            unique_guid: Guid::NIL,
+            start: 0,
+            size: 0,
+            disk: PathBuf::new(),
+            node: None,
+        };
+        let other = if booted == Letter::A {
+            Letter::B
+        } else {
+            Letter::A
+        };
+        Slots {
+            disk: PathBuf::new(),
+            slot_type: Guid::NIL,
+            source: slot(booted),
+            target: slot(other),
+        }
+    }
+}
