@@ -33,7 +33,7 @@ enum Content {
 
 impl Decoded {
     /// Results up to this size are decompressed by [`decode`], larger ones by [`apply`].
-    const IN_MEMORY: u64 = 4 << 20;
+    const IN_MEMORY: usize = 4 << 20;
 }
 
 /// Decompresses the data of an operation, never to more than its destination holds.
@@ -49,15 +49,19 @@ pub fn decode(operation: &Operation, data: Vec<u8>) -> Result<Decoded, PayloadEr
         OperationKind::ReplaceBz if data.is_empty() => Content::Plain(data),
         OperationKind::ReplaceBz => {
             let room = extent::total(&operation.destination);
-            if room > Decoded::IN_MEMORY {
-                Content::Bzip2(data)
-            } else {
-                let mut plain = Vec::new();
-                decompress(operation, &data, &mut |chunk| {
-                    plain.extend_from_slice(chunk);
-                    Ok(extent::size(plain.len()) <= room)
-                })?;
-                Content::Plain(plain)
+            match usize::try_from(room) {
+                Ok(room) if room <= Decoded::IN_MEMORY => {
+                    let mut plain = Vec::with_capacity(room);
+                    decompress(operation, &data, &mut |chunk| {
+                        let fits = chunk.len() <= room - plain.len();
+                        if fits {
+                            plain.extend_from_slice(chunk);
+                        }
+                        Ok(fits)
+                    })?;
+                    Content::Plain(plain)
+                }
+                _ => Content::Bzip2(data),
             }
         }
         OperationKind::Move { .. } | OperationKind::Bsdiff { .. } | OperationKind::Skipped => {

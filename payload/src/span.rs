@@ -72,6 +72,7 @@ impl<'a> ExtentReader<'a> {
         extents: &[Extent],
         length: u64,
     ) -> Result<Self, PayloadError> {
+        let available = image.len();
         let mut start = 0;
         let mut placed = Vec::with_capacity(extents.len());
         for &extent in extents {
@@ -80,7 +81,7 @@ impl<'a> ExtentReader<'a> {
             }
             let used = extent.length().min(length - start);
             if let Extent::Run { offset, .. } = extent {
-                check_bounds(index, image.len(), offset, used)?;
+                check_bounds(index, available, offset, used)?;
             }
             placed.push((start, extent));
             start = extent.length().saturating_add(start);

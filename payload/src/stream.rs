@@ -157,8 +157,9 @@ impl PayloadStream {
     /// next byte to push is the one at [`ResumePoint::offset`]. No
     /// [`Event::Metadata`] comes; see [`PayloadStream::manifest`].
     ///
-    /// A wrong but well-formed point cannot make a wrong payload good: the
-    /// signature is checked over the hash that it continues.
+    /// A point of another payload cannot make this one good, since the signature is
+    /// checked over the hash that it continues. But the point itself is believed:
+    /// it must come from where nobody else can write.
     ///
     /// # Errors
     /// [`PayloadError::Resume`] when the point does not belong to `metadata` or
