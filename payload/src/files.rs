@@ -12,6 +12,9 @@ use tempfile::NamedTempFile;
 pub(crate) fn open(path: &Path) -> Result<(File, u64)> {
     let open = || -> io::Result<(File, u64)> {
         let mut file = File::open(path)?;
+        if file.metadata()?.is_dir() {
+            return Err(io::ErrorKind::IsADirectory.into());
+        }
         // Metadata tells no size for block devices; seeking does.
         let size = file.seek(SeekFrom::End(0))?;
         file.rewind()?;

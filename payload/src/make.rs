@@ -24,6 +24,11 @@ use std::io;
 /// Size in bytes of the blocks that operations are counted in.
 pub const BLOCK_SIZE: u32 = 4096;
 
+// Types of operations and procedures on the wire.
+const REPLACE: i32 = 0;
+const REPLACE_BZ: i32 = 1;
+const KERNEL: i32 = 0;
+
 /// Why a payload could not be made or signed.
 ///
 /// Kept apart from [`crate::PayloadError`], because those all have a numeric

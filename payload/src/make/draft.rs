@@ -17,11 +17,9 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use prost::Message;
 use sha2::{Digest, Sha256};
 
-use super::{MakeError, PrivateKey, RawSignature, SignatureKind};
+use super::{MakeError, PrivateKey, REPLACE, RawSignature, SignatureKind};
 use crate::header::Header;
 use crate::{PayloadError, Trust, verify_payload, wire};
-
-const REPLACE: i32 = 0;
 
 /// Bytes copied at a time.
 const COPY_SIZE: usize = 1 << 20;

@@ -1,12 +1,10 @@
 //! Full payloads: the whole image, and the kernel, as compressed chunks.
 //!
 //! Chunking follows the original generator: 1 MiB of image per operation, bzip2
-//! level 9, raw where bzip2 does not pay. Two things differ on purpose:
-//!
-//! - The last operation of an image or kernel names as many blocks as its data
-//!   fills. The original always names 256, which reaches behind the end of the
-//!   target; readers have to put up with that, but no reader needs it.
-//! - No chunk is ever padded.
+//! level 9, raw where bzip2 does not pay. One thing differs on purpose: the last
+//! operation of an image or kernel names as many blocks as its data fills. The
+//! original always names 256, which reaches behind the end of the target; readers
+//! have to put up with that, but no reader needs it.
 
 use std::io::{self, Read, Seek, Write};
 use std::num::NonZeroUsize;
@@ -15,16 +13,12 @@ use bzip2::Compression;
 use bzip2::write::BzEncoder;
 use sha2::{Digest, Sha256};
 
-use super::{BLOCK_SIZE, Draft, MakeError};
+use super::{BLOCK_SIZE, Draft, KERNEL, MakeError, REPLACE, REPLACE_BZ};
 use crate::pipeline;
 use crate::wire;
 
 /// Bytes of the image per operation: 256 blocks.
 const CHUNK_SIZE: u64 = 1 << 20;
-
-const REPLACE: i32 = 0;
-const REPLACE_BZ: i32 = 1;
-const KERNEL: i32 = 0;
 
 /// Bytes to put into a payload, read once from front to back.
 pub struct Source<'a> {

@@ -29,6 +29,10 @@ fn refusals_have_status_1_and_one_line_that_says_why() {
             "payload: open missing: No such file or directory (os error 2)",
         ),
         (
+            "generate --new . --out o",
+            "payload: open .: is a directory",
+        ),
+        (
             "generate --new empty --out o",
             "payload: make a payload of empty: image is empty",
         ),
