@@ -1,0 +1,179 @@
+//! What there is to offer, at one moment. Knows neither where it comes from nor
+//! who gets what.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use comfy_table::presets::NOTHING;
+use comfy_table::{CellAlignment, Table};
+use omaha_protocol::{OS_APP_ID, same_app_id};
+use serde_json::json;
+
+use crate::labels::Labels;
+
+/// A snapshot of the payload folder.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Catalogue {
+    /// What can be offered, ordered by path.
+    pub artifacts: Vec<Artifact>,
+    /// Payload files that cannot be offered, ordered by path.
+    pub left_out: Vec<LeftOut>,
+}
+
+/// A payload file that was read completely and found whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Artifact {
+    /// Whom it is for.
+    pub labels: Labels,
+    /// It only applies to one old image.
+    pub is_delta: bool,
+    /// Where it lies.
+    pub path: PathBuf,
+    /// The last part of its path.
+    pub name: String,
+    /// SHA-1 of the file, for clients of old.
+    pub sha1: [u8; 20],
+    /// SHA-256 of the file; also its name in URLs and its entity tag.
+    pub sha256: [u8; 32],
+    /// What the file looked like when it was hashed.
+    pub identity: FileIdentity,
+}
+
+/// By what a file is recognised as unchanged without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileIdentity {
+    /// Device and inode number.
+    pub inode: (u64, u64),
+    /// Size in bytes.
+    pub size: u64,
+    /// Last change of the content.
+    pub modified: SystemTime,
+    /// Last change of content or attributes, in seconds and nanoseconds. Unlike
+    /// the time above it cannot be set back by tools that copy times.
+    pub changed: (i64, i64),
+}
+
+/// A file that looks like a payload but is not offered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeftOut {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// Why, in words.
+    pub reason: String,
+}
+
+impl Catalogue {
+    /// Whether anything here is for this app. The operating system is always
+    /// known, for a server without payloads is still its server.
+    pub fn knows_app(&self, app_id: &str) -> bool {
+        let mut ids = self.artifacts.iter().map(|a| a.labels.app_id.as_str());
+        same_app_id(app_id, OS_APP_ID) || ids.any(|id| same_app_id(id, app_id))
+    }
+
+    /// The file behind `/p/<sha256>/<name>`.
+    pub fn file(&self, sha256: &str, name: &str) -> Option<&Artifact> {
+        self.artifacts
+            .iter()
+            .find(|artifact| artifact.name == name && artifact.sha256_hex() == sha256)
+    }
+
+    /// The catalogue for people: a table, then what was left out and why.
+    pub fn table(&self, folder: &Path) -> String {
+        let shown = |path: &Path| {
+            path.strip_prefix(folder)
+                .unwrap_or(path)
+                .display()
+                .to_string()
+        };
+        let mut text = String::new();
+        if self.artifacts.is_empty() {
+            text.push_str("nothing to offer yet\n");
+        } else {
+            let mut table = Table::new();
+            table.load_style(NOTHING);
+            table.set_header([
+                "VERSION", "TRACK", "BOARD", "KIND", "SIZE", "SHA256", "FILE",
+            ]);
+            for artifact in &self.artifacts {
+                let labels = &artifact.labels;
+                table.add_row([
+                    labels.version.to_string(),
+                    labels.track.clone().unwrap_or_else(|| "any".to_owned()),
+                    labels.board.clone().unwrap_or_else(|| "any".to_owned()),
+                    artifact.kind(),
+                    artifact.identity.size.to_string(),
+                    artifact.sha256_hex()[..12].to_owned(),
+                    shown(&artifact.path),
+                ]);
+            }
+            if let Some(sizes) = table.column_mut(4) {
+                sizes.set_cell_alignment(CellAlignment::Right);
+            }
+            for line in table.lines() {
+                text.push_str(line.trim());
+                text.push('\n');
+            }
+        }
+        for left_out in &self.left_out {
+            writeln!(
+                text,
+                "not offered: {}: {}",
+                shown(&left_out.path),
+                left_out.reason
+            )
+            .expect("writing to a string cannot fail");
+        }
+        text
+    }
+
+    /// The catalogue for programs.
+    pub fn json(&self) -> serde_json::Value {
+        let artifacts: Vec<_> = self
+            .artifacts
+            .iter()
+            .map(|artifact| {
+                let labels = &artifact.labels;
+                json!({
+                    "app_id": labels.app_id,
+                    "version": labels.version.as_str(),
+                    "track": labels.track,
+                    "board": labels.board,
+                    "from_version": labels.from_version.as_ref().map(|v| v.as_str()),
+                    "delta": artifact.is_delta,
+                    "size": artifact.identity.size,
+                    "sha256": artifact.sha256_hex(),
+                    "path": artifact.path.display().to_string(),
+                })
+            })
+            .collect();
+        let left_out: Vec<_> = self
+            .left_out
+            .iter()
+            .map(|left_out| {
+                json!({ "path": left_out.path.display().to_string(), "reason": left_out.reason })
+            })
+            .collect();
+        json!({ "artifacts": artifacts, "left_out": left_out })
+    }
+}
+
+impl Artifact {
+    /// The SHA-256 in lower-case hex.
+    pub fn sha256_hex(&self) -> String {
+        self.sha256
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
+    }
+
+    /// `full`, or `delta` with what it starts from.
+    pub fn kind(&self) -> String {
+        match (&self.labels.from_version, self.is_delta) {
+            (None, true) => "delta".to_owned(),
+            (None, false) => "full".to_owned(),
+            (Some(from), true) => format!("delta from {from}"),
+            (Some(from), false) => format!("full, only from {from}"),
+        }
+    }
+}

@@ -1,0 +1,466 @@
+//! Which payload a machine gets, or why none. Pure: no clock, no files, no network.
+
+use std::cmp::Ordering;
+use std::fmt;
+
+use omaha_protocol::{RequestApp, UpdateCheckRequest, Version, same_app_id};
+
+use crate::catalogue::{Artifact, Catalogue};
+use crate::quoted::Quoted;
+
+/// What the operator wants of every answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Policy {
+    /// Seconds that machines should wait before they check again. Clients ignore
+    /// less than 2,700 and clamp at 14,400; they forget it with each answer.
+    pub poll_interval: Option<u32>,
+}
+
+/// The answer to one update check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision<'a> {
+    /// What the machine gets.
+    pub verdict: Verdict<'a>,
+    /// Seconds until it should ask again.
+    pub poll_interval: Option<u32>,
+}
+
+/// What a machine gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict<'a> {
+    /// This payload.
+    Offer(&'a Artifact),
+    /// Nothing now.
+    Hold(Reason),
+    /// Nothing ever: the app is not served here.
+    UnknownApp,
+}
+
+/// Why a machine gets nothing now. Displays in words, for log and response.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reason {
+    /// The machine said that it will not install.
+    UpdatesDisabled,
+    /// The machine's version cannot be compared.
+    UnreadableVersion {
+        /// What it sent.
+        version: String,
+    },
+    /// No payload at all for this track and board.
+    NothingForMachine {
+        /// The machine's track.
+        track: String,
+        /// The machine's board.
+        board: String,
+    },
+    /// The machine asked for versions that are not here.
+    NothingUnderPrefix {
+        /// What it asked for.
+        prefix: String,
+    },
+    /// There are payloads, but each may only be installed over another version.
+    NothingForVersion {
+        /// The machine's version.
+        version: Version,
+    },
+    /// The machine runs the newest or a newer version.
+    UpToDate {
+        /// The newest version that it could get.
+        newest: Version,
+    },
+}
+
+/// Answers the update check of `app`.
+///
+/// The newest version for the machine's track and board is offered when it is
+/// newer than the running one. Among payloads of that version one with an exact
+/// label beats one for all, and the file changed last beats older ones, so that a
+/// corrected payload takes over.
+/// A delta is offered only over the version that its label names, to a machine
+/// that says it can take deltas; a fitting delta beats the full payload.
+pub fn decide<'a>(app: &RequestApp, catalogue: &'a Catalogue, policy: &Policy) -> Decision<'a> {
+    let verdict = if catalogue.knows_app(&app.id) {
+        match choose(app, catalogue) {
+            Ok(artifact) => Verdict::Offer(artifact),
+            Err(reason) => Verdict::Hold(reason),
+        }
+    } else {
+        Verdict::UnknownApp
+    };
+    Decision {
+        verdict,
+        poll_interval: policy.poll_interval,
+    }
+}
+
+fn choose<'a>(app: &RequestApp, catalogue: &'a Catalogue) -> Result<&'a Artifact, Reason> {
+    let default_check = UpdateCheckRequest::default();
+    let check = app.update_check.as_ref().unwrap_or(&default_check);
+    if check.update_disabled {
+        return Err(Reason::UpdatesDisabled);
+    }
+    let current = running_version(app)?;
+
+    let for_machine: Vec<&Artifact> = catalogue
+        .artifacts
+        .iter()
+        .filter(|artifact| is_for_machine(artifact, app))
+        .collect();
+    if for_machine.is_empty() {
+        return Err(Reason::NothingForMachine {
+            track: app.track.clone(),
+            board: app.board.clone(),
+        });
+    }
+
+    let prefix = check.target_version_prefix.as_deref().unwrap_or_default();
+    let wanted: Vec<&Artifact> = for_machine
+        .into_iter()
+        .filter(|artifact| artifact.labels.version.matches_prefix(prefix))
+        .collect();
+    if wanted.is_empty() {
+        return Err(Reason::NothingUnderPrefix {
+            prefix: prefix.to_owned(),
+        });
+    }
+
+    let best = wanted
+        .into_iter()
+        .filter(|artifact| is_installable_over(artifact, &current, app.delta_okay))
+        .max_by(|a, b| preference(a, b));
+    match best {
+        Some(artifact) if artifact.labels.version.is_newer_than(&current) => Ok(artifact),
+        Some(artifact) => Err(Reason::UpToDate {
+            newest: artifact.labels.version.clone(),
+        }),
+        None => Err(Reason::NothingForVersion { version: current }),
+    }
+}
+
+/// A machine that does not tell its version counts as older than everything.
+fn running_version(app: &RequestApp) -> Result<Version, Reason> {
+    let text = if app.version.is_empty() {
+        "0"
+    } else {
+        &app.version
+    };
+    text.parse().map_err(|_| Reason::UnreadableVersion {
+        version: app.version.clone(),
+    })
+}
+
+fn is_for_machine(artifact: &Artifact, app: &RequestApp) -> bool {
+    let labels = &artifact.labels;
+    let matches = |label: &Option<String>, value: &str| match label {
+        Some(label) => label.eq_ignore_ascii_case(value),
+        None => true,
+    };
+    same_app_id(&labels.app_id, &app.id)
+        && matches(&labels.track, &app.track)
+        && matches(&labels.board, &app.board)
+}
+
+fn is_installable_over(artifact: &Artifact, current: &Version, delta_okay: bool) -> bool {
+    match &artifact.labels.from_version {
+        Some(from) => from == current && (delta_okay || !artifact.is_delta),
+        None => !artifact.is_delta,
+    }
+}
+
+fn preference(a: &Artifact, b: &Artifact) -> Ordering {
+    let rank = |artifact: &Artifact| {
+        (
+            artifact.is_delta,
+            artifact.labels.track.is_some(),
+            artifact.labels.board.is_some(),
+            artifact.identity.modified,
+            artifact.sha256,
+        )
+    };
+    a.labels
+        .version
+        .precedence(&b.labels.version)
+        .then_with(|| rank(a).cmp(&rank(b)))
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UpdatesDisabled => f.write_str("the machine has updates disabled"),
+            Self::UnreadableVersion { version } => {
+                write!(
+                    f,
+                    "the machine's version `{}` is not readable",
+                    Quoted(version)
+                )
+            }
+            Self::NothingForMachine { track, board } => write!(
+                f,
+                "no payload for track `{}` and board `{}`",
+                Quoted(track),
+                Quoted(board)
+            ),
+            Self::NothingUnderPrefix { prefix } => {
+                write!(f, "no version under the wanted prefix `{}`", Quoted(prefix))
+            }
+            Self::NothingForVersion { version } => {
+                write!(f, "no payload that goes over {}", Quoted(version.as_str()))
+            }
+            Self::UpToDate { newest } => write!(f, "up to date, the newest is {newest}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use omaha_protocol::OS_APP_ID;
+
+    use super::*;
+    use crate::catalogue::FileIdentity;
+    use crate::labels::Labels;
+
+    /// A full payload for everybody; `number` tells it from others and is its age rank.
+    fn full(version: &str, number: u8) -> Artifact {
+        Artifact {
+            labels: Labels {
+                app_id: OS_APP_ID.to_owned(),
+                version: version.parse().unwrap(),
+                track: None,
+                board: None,
+                from_version: None,
+            },
+            is_delta: false,
+            path: format!("/srv/{number}").into(),
+            name: number.to_string(),
+            sha1: [number; 20],
+            sha256: [number; 32],
+            identity: FileIdentity {
+                inode: (1, number.into()),
+                size: 1,
+                modified: SystemTime::UNIX_EPOCH + Duration::from_secs(number.into()),
+                changed: (0, 0),
+            },
+        }
+    }
+
+    fn on(track: &str, board: &str, artifact: Artifact) -> Artifact {
+        let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        Artifact {
+            labels: Labels {
+                track: some(track),
+                board: some(board),
+                ..artifact.labels
+            },
+            ..artifact
+        }
+    }
+
+    fn delta(from: &str, artifact: Artifact) -> Artifact {
+        Artifact {
+            is_delta: true,
+            labels: Labels {
+                from_version: Some(from.parse().unwrap()),
+                ..artifact.labels
+            },
+            ..artifact
+        }
+    }
+
+    fn machine(version: &str) -> RequestApp {
+        RequestApp {
+            id: OS_APP_ID.to_owned(),
+            version: version.to_owned(),
+            track: "stable".to_owned(),
+            board: "amd64-usr".to_owned(),
+            update_check: Some(UpdateCheckRequest::default()),
+            ..RequestApp::default()
+        }
+    }
+
+    /// The number of the artifact that is offered, or the reason.
+    fn verdict(app: &RequestApp, artifacts: Vec<Artifact>) -> Result<u8, String> {
+        let catalogue = Catalogue {
+            artifacts,
+            left_out: Vec::new(),
+        };
+        match decide(app, &catalogue, &Policy::default()).verdict {
+            Verdict::Offer(artifact) => Ok(artifact.sha256[0]),
+            Verdict::Hold(reason) => Err(reason.to_string()),
+            Verdict::UnknownApp => Err("unknown app".to_owned()),
+        }
+    }
+
+    fn held(reason: &str) -> Result<u8, String> {
+        Err(reason.to_owned())
+    }
+
+    #[test]
+    fn the_newest_version_in_numeric_order_is_offered() {
+        let releases = vec![
+            full("4152.2.0", 1),
+            full("4152.10.0", 2),
+            full("4152.9.0", 3),
+        ];
+        for (version, expected) in [
+            ("4152.2.0", Ok(2)),
+            ("4152.9.9", Ok(2)),
+            ("", Ok(2)),
+            ("0.0.0.0", Ok(2)),
+            ("4152.10.0", held("up to date, the newest is 4152.10.0")),
+            ("4152.10", held("up to date, the newest is 4152.10.0")),
+            ("4152.10.0+dev", held("up to date, the newest is 4152.10.0")),
+            ("4153.0.0", held("up to date, the newest is 4152.10.0")),
+            (
+                "my build",
+                held("the machine's version `my build` is not readable"),
+            ),
+        ] {
+            assert_eq!(
+                verdict(&machine(version), releases.clone()),
+                expected,
+                "{version}"
+            );
+        }
+    }
+
+    #[test]
+    fn track_and_board_must_match_unless_the_payload_is_for_all() {
+        let nothing = || held("no payload for track `stable` and board `amd64-usr`");
+        for (artifact, expected) in [
+            (full("2.0.0", 1), Ok(1)),
+            (on("stable", "", full("2.0.0", 1)), Ok(1)),
+            (on("Stable", "AMD64-usr", full("2.0.0", 1)), Ok(1)),
+            (on("", "amd64-usr", full("2.0.0", 1)), Ok(1)),
+            (on("beta", "", full("2.0.0", 1)), nothing()),
+            (on("", "arm64-usr", full("2.0.0", 1)), nothing()),
+            (on("stable", "arm64-usr", full("2.0.0", 1)), nothing()),
+        ] {
+            let labels = artifact.labels.clone();
+            assert_eq!(
+                verdict(&machine("1.0.0"), vec![artifact]),
+                expected,
+                "{labels:?}"
+            );
+        }
+        let nameless = RequestApp {
+            board: String::new(),
+            ..machine("1.0.0")
+        };
+        let for_one_board = on("", "amd64-usr", full("2.0.0", 1));
+        assert!(verdict(&nameless, vec![for_one_board]).is_err());
+    }
+
+    #[test]
+    fn among_equal_versions_the_closer_label_and_then_the_later_file_wins() {
+        let exact = on("stable", "amd64-usr", full("2.0.0", 1));
+        assert_eq!(
+            verdict(&machine("1.0.0"), vec![full("2.0.0", 9), exact.clone()]),
+            Ok(1)
+        );
+        let corrected = on("stable", "amd64-usr", full("2.0.0", 2));
+        assert_eq!(verdict(&machine("1.0.0"), vec![corrected, exact]), Ok(2));
+    }
+
+    #[test]
+    fn the_machine_can_refuse_and_choose() {
+        let releases = vec![full("1.2.3", 1), full("1.2.34", 2), full("1.3.0", 3)];
+        let with_check = |check| RequestApp {
+            update_check: Some(check),
+            ..machine("1.0.0")
+        };
+        let disabled = with_check(UpdateCheckRequest {
+            update_disabled: true,
+            target_version_prefix: None,
+        });
+        let reason = held("the machine has updates disabled");
+        assert_eq!(verdict(&disabled, releases.clone()), reason);
+        for (prefix, expected) in [
+            ("", Ok(3)),
+            ("1.2", Ok(2)),
+            ("1.2.3", Ok(1)),
+            ("1.2.3$", Ok(1)),
+            ("1", Ok(3)),
+            ("2", held("no version under the wanted prefix `2`")),
+            ("x", held("no version under the wanted prefix `x`")),
+        ] {
+            let pinned = with_check(UpdateCheckRequest {
+                update_disabled: false,
+                target_version_prefix: Some(prefix.to_owned()),
+            });
+            assert_eq!(verdict(&pinned, releases.clone()), expected, "{prefix}");
+        }
+    }
+
+    #[test]
+    fn a_delta_goes_only_over_its_own_version_and_to_those_who_can() {
+        let releases = vec![full("3.0.0", 1), delta("2.0.0+a", full("3.0.0", 2))];
+        for (version, delta_okay, expected) in [
+            ("2.0.0+a", true, Ok(2)),
+            ("2.0.0+a", false, Ok(1)),
+            ("2.0.0+b", true, Ok(1)),
+            ("2.0.0", true, Ok(1)),
+            ("1.0.0", true, Ok(1)),
+        ] {
+            let app = RequestApp {
+                delta_okay,
+                ..machine(version)
+            };
+            assert_eq!(
+                verdict(&app, releases.clone()),
+                expected,
+                "{version} {delta_okay}"
+            );
+        }
+        let only_delta = vec![delta("2.0.0", full("3.0.0", 2))];
+        let reason = held("no payload that goes over 1.0.0");
+        assert_eq!(verdict(&machine("1.0.0"), only_delta), reason);
+
+        let unlabelled = Artifact {
+            is_delta: true,
+            ..full("3.0.0", 3)
+        };
+        assert!(verdict(&machine("1.0.0"), vec![unlabelled]).is_err());
+    }
+
+    #[test]
+    fn a_newer_full_payload_beats_a_delta_to_an_older_version() {
+        let app = RequestApp {
+            delta_okay: true,
+            ..machine("1.0.0")
+        };
+        let releases = vec![full("3.0.0", 1), delta("1.0.0", full("2.0.0", 2))];
+        assert_eq!(verdict(&app, releases), Ok(1));
+    }
+
+    #[test]
+    fn apps_are_kept_apart_and_the_system_is_always_known() {
+        let mut other = full("9.0.0", 1);
+        other.labels.app_id = "io.example.App".to_owned();
+        let system = machine("1.0.0");
+        let reason = held("no payload for track `stable` and board `amd64-usr`");
+        assert_eq!(verdict(&system, vec![other.clone()]), reason);
+        assert_eq!(verdict(&system, Vec::new()), reason);
+        let app = |id: &str| RequestApp {
+            id: id.to_owned(),
+            ..machine("1.0.0")
+        };
+        assert_eq!(verdict(&app("IO.example.app"), vec![other.clone()]), Ok(1));
+        assert_eq!(
+            verdict(&app("io.example.Other"), vec![other]),
+            held("unknown app")
+        );
+        let upper = app(&OS_APP_ID.to_uppercase());
+        assert_eq!(verdict(&upper, vec![full("2.0.0", 7)]), Ok(7));
+    }
+
+    #[test]
+    fn every_decision_carries_the_poll_interval() {
+        let policy = Policy {
+            poll_interval: Some(7200),
+        };
+        let decision = decide(&machine("1.0.0"), &Catalogue::default(), &policy).poll_interval;
+        assert_eq!(decision, Some(7200));
+    }
+}

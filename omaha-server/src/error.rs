@@ -1,0 +1,44 @@
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+/// Why the server cannot start or go on. Trouble with one payload file is no
+/// such error: the file is left out of the catalogue, with its reason.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// The payload folder is missing, unreadable or no folder.
+    #[error("cannot read the payload folder {}", folder.display())]
+    ReadFolder {
+        /// The folder as given.
+        folder: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The address is taken, foreign or forbidden.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address as given.
+        address: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The listening socket broke.
+    #[error("serving on {address} failed")]
+    Serve {
+        /// The address that was served.
+        address: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A public URL under which nothing could be downloaded.
+    #[error("public url `{url}` refused: {reason}")]
+    PublicUrl {
+        /// The URL as given.
+        url: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+}

@@ -1,0 +1,275 @@
+//! HTTP, rescans and shutdown around the pure modules.
+//!
+//! | path | method | answer |
+//! |---|---|---|
+//! | `/v1/update/`, `/v1/update` | POST | Omaha response, 200 for every well-formed request |
+//! | `/p/<sha256>/<name>` | GET, HEAD | the payload file |
+//! | `/healthz` | GET | 200 |
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{ConnectInfo, DefaultBodyLimit, FromRequest, Path, State};
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use futures_util::FutureExt;
+use omaha_protocol::{Request, limits};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, spawn_blocking};
+
+use crate::ServerError;
+use crate::answer::{BaseUrl, answer};
+use crate::catalogue::Catalogue;
+use crate::decide::Policy;
+use crate::labels::Defaults;
+use crate::scan::Scanner;
+use crate::{files, journal};
+
+/// How long a client may take to send its request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long downloads may go on after a shutdown was asked for.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
+
+/// How to serve.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The payload folder; only read.
+    pub folder: PathBuf,
+    /// The address; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// The URL in offers; without it, what the client has in its `Host` header.
+    pub public_url: Option<BaseUrl>,
+    /// Labels of payloads that have none.
+    pub defaults: Defaults,
+    /// What every answer says.
+    pub policy: Policy,
+    /// How often the folder is looked at.
+    pub rescan: Duration,
+}
+
+/// A server that listens and knows its folder, but does not answer yet.
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    settings: Settings,
+    scanner: Scanner,
+    catalogue: watch::Sender<Arc<Catalogue>>,
+}
+
+#[derive(Clone)]
+struct Shared {
+    catalogue: watch::Receiver<Arc<Catalogue>>,
+    public_url: Option<BaseUrl>,
+    policy: Policy,
+    address: SocketAddr,
+}
+
+impl Server {
+    /// Scans the folder and begins to listen.
+    pub async fn bind(settings: Settings) -> Result<Self, ServerError> {
+        let scanner = Scanner::new(&settings.folder, settings.defaults.clone())?;
+        let (scanner, catalogue) = blocking(scanner, Scanner::scan_settled).await;
+        let catalogue = catalogue?;
+        let listen = |source| ServerError::Listen {
+            address: settings.listen,
+            source,
+        };
+        let listener = TcpListener::bind(settings.listen).await.map_err(listen)?;
+        let address = listener.local_addr().map_err(listen)?;
+        Ok(Self {
+            listener,
+            address,
+            settings,
+            scanner,
+            catalogue: watch::Sender::new(Arc::new(catalogue)),
+        })
+    }
+
+    /// The address that is listened on.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The payload folder, without symbolic links in its path.
+    pub fn folder(&self) -> &std::path::Path {
+        self.scanner.folder()
+    }
+
+    /// The catalogue, and all that follow.
+    pub fn catalogue(&self) -> watch::Receiver<Arc<Catalogue>> {
+        self.catalogue.subscribe()
+    }
+
+    /// Answers until `shutdown` completes; then lets what is under way finish for
+    /// a few seconds.
+    pub async fn run(
+        self,
+        shutdown: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), ServerError> {
+        let address = self.address;
+        let shared = Shared {
+            catalogue: self.catalogue.subscribe(),
+            public_url: self.settings.public_url.clone(),
+            policy: self.settings.policy,
+            address,
+        };
+        let rescans = rescan_forever(self.scanner, self.catalogue, self.settings.rescan);
+        let service = router(shared).into_make_service_with_connect_info::<SocketAddr>();
+
+        let shutdown = shutdown.shared();
+        let serving = axum::serve(self.listener, service).with_graceful_shutdown(shutdown.clone());
+        let overdue = async {
+            shutdown.await;
+            tokio::time::sleep(SHUTDOWN_GRACE).await;
+        };
+        let result = tokio::select! {
+            result = serving => result,
+            () = overdue => {
+                tracing::warn!("shutdown cuts off downloads");
+                Ok(())
+            }
+        };
+        rescans.abort();
+        result.map_err(|source| ServerError::Serve { address, source })
+    }
+}
+
+/// Hashing blocks, so it happens on a thread that may.
+async fn blocking(
+    mut scanner: Scanner,
+    scan: impl FnOnce(&mut Scanner) -> Result<Catalogue, ServerError> + Send + 'static,
+) -> (Scanner, Result<Catalogue, ServerError>) {
+    spawn_blocking(move || {
+        let catalogue = scan(&mut scanner);
+        (scanner, catalogue)
+    })
+    .await
+    .expect("a scan does not panic, and the runtime waits for it")
+}
+
+fn rescan_forever(
+    mut scanner: Scanner,
+    published: watch::Sender<Arc<Catalogue>>,
+    interval: Duration,
+) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(interval).await;
+            let rescan = |scanner: &mut Scanner| scanner.scan(SystemTime::now());
+            let (scanned, catalogue) = blocking(scanner, rescan).await;
+            scanner = scanned;
+            // A folder that cannot be read offers nothing: its files could not be served.
+            let catalogue = catalogue.unwrap_or_else(|error| {
+                tracing::error!(folder = %scanner.folder().display(), "rescan failed: {error}");
+                Catalogue::default()
+            });
+            let before = published.borrow().clone();
+            if *before != catalogue {
+                journal::rescanned(scanner.folder(), &before, &catalogue);
+                published.send_replace(Arc::new(catalogue));
+            }
+        }
+    })
+}
+
+fn router(shared: Shared) -> Router {
+    let update = post(update);
+    Router::new()
+        .route("/v1/update", update.clone())
+        .route("/v1/update/", update)
+        .route("/p/{sha256}/{name}", get(file))
+        .route("/healthz", get(async || "ok\n"))
+        .fallback(async || files::not_found())
+        .method_not_allowed_fallback(async || {
+            (
+                StatusCode::METHOD_NOT_ALLOWED,
+                "this method does nothing here\n",
+            )
+        })
+        .layer(DefaultBodyLimit::max(limits::DOCUMENT_BYTES))
+        .with_state(shared)
+}
+
+async fn update(
+    State(shared): State<Shared>,
+    ConnectInfo(client): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
+    request: axum::extract::Request,
+) -> Response {
+    let refuse = |status, reason: String| {
+        journal::refused(client, &reason);
+        (status, reason + "\n").into_response()
+    };
+    let body = match tokio::time::timeout(REQUEST_TIMEOUT, Bytes::from_request(request, &())).await
+    {
+        Ok(Ok(body)) => body,
+        Ok(Err(rejection)) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
+            let reason = format!("request is longer than {} bytes", limits::DOCUMENT_BYTES);
+            return refuse(rejection.status(), reason);
+        }
+        Ok(Err(rejection)) => return refuse(rejection.status(), rejection.body_text()),
+        Err(_elapsed) => {
+            return refuse(
+                StatusCode::REQUEST_TIMEOUT,
+                "request did not arrive in time".to_owned(),
+            );
+        }
+    };
+    let request = match Request::parse(&body) {
+        Ok(request) => request,
+        Err(error) => {
+            let cause = std::error::Error::source(&error)
+                .map(|cause| format!(": {cause}"))
+                .unwrap_or_default();
+            return refuse(StatusCode::BAD_REQUEST, format!("{error}{cause}"));
+        }
+    };
+    let base_url = base_url(&shared, &headers);
+    let catalogue = shared.catalogue.borrow().clone();
+    let answer = answer(&request, &catalogue, &shared.policy, &base_url);
+    journal::answered(client, &request, &answer);
+    let content_type = [(header::CONTENT_TYPE, "text/xml; charset=utf-8")];
+    (content_type, answer.response.to_xml()).into_response()
+}
+
+fn base_url(shared: &Shared, headers: &HeaderMap) -> BaseUrl {
+    let from_host = || {
+        let host = headers.get(header::HOST)?.to_str().ok()?;
+        BaseUrl::from_host(host)
+    };
+    let from_address = || {
+        BaseUrl::from_host(&shared.address.to_string()).expect("a socket address is a valid host")
+    };
+    shared
+        .public_url
+        .clone()
+        .or_else(from_host)
+        .unwrap_or_else(from_address)
+}
+
+async fn file(
+    State(shared): State<Shared>,
+    ConnectInfo(client): ConnectInfo<SocketAddr>,
+    Path((sha256, name)): Path<(String, String)>,
+    method: Method,
+    headers: HeaderMap,
+) -> Response {
+    let catalogue = shared.catalogue.borrow().clone();
+    let Some(artifact) = catalogue.file(&sha256, &name) else {
+        return files::not_found();
+    };
+    let response = files::serve(artifact, &method, &headers).await;
+    let range = headers
+        .get(header::RANGE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or("all");
+    journal::downloaded(client, artifact, response.status().as_u16(), range);
+    response
+}

@@ -1,0 +1,297 @@
+//! The scanner on real folders. Time is an argument, so nothing here waits.
+
+#![allow(clippy::unwrap_used, reason = "a test may fail by panic")]
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use omaha_server::catalogue::Catalogue;
+use omaha_server::labels::Defaults;
+use omaha_server::scan::Scanner;
+use tempfile::TempDir;
+
+const FULL: &[u8] = include_bytes!("../../fixtures/crau-v1/unsigned.payload");
+const SIGNED: &[u8] = include_bytes!("../../fixtures/crau-v1/full.payload");
+const DELTA: &[u8] = include_bytes!("../../fixtures/crau-v1/delta.payload");
+
+struct Folder {
+    folder: TempDir,
+    scanner: Scanner,
+}
+
+impl Folder {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let scanner = Scanner::new(folder.path(), Defaults::default()).unwrap();
+        Self { folder, scanner }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn put(&self, name: &str, content: &[u8]) {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+
+    /// A scan at a time when everything has long rested.
+    fn scan(&mut self) -> Catalogue {
+        self.scan_at(SystemTime::now() + Duration::from_secs(3600))
+    }
+
+    fn scan_at(&mut self, now: SystemTime) -> Catalogue {
+        self.scanner.scan(now).unwrap()
+    }
+}
+
+fn offered(catalogue: &Catalogue) -> Vec<(&str, &str)> {
+    let artifacts = catalogue.artifacts.iter();
+    artifacts
+        .map(|artifact| (artifact.name.as_str(), artifact.labels.version.as_str()))
+        .collect()
+}
+
+fn reason<'a>(catalogue: &'a Catalogue, name: &str) -> &'a str {
+    let left_out = catalogue.left_out.iter().find(|l| l.path.ends_with(name));
+    &left_out
+        .unwrap_or_else(|| panic!("{name} is in {catalogue:?}"))
+        .reason
+}
+
+#[test]
+fn payloads_are_found_by_content_and_labelled_by_place() {
+    let mut folder = Folder::new();
+    folder.put("stable/amd64-usr/4152.10.0/update.gz", SIGNED);
+    folder.put("beta/flatcar-arm64-4200.1.0.gz", FULL);
+    folder.put("README.md", b"CrA is no magic");
+    folder.put("empty-1.2.3.payload", b"");
+    folder.put(".hidden-1.2.3.payload", FULL);
+    let catalogue = folder.scan();
+    assert_eq!(
+        offered(&catalogue),
+        [
+            ("flatcar-arm64-4200.1.0.gz", "4200.1.0"),
+            ("update.gz", "4152.10.0")
+        ]
+    );
+    assert!(catalogue.left_out.is_empty(), "{:?}", catalogue.left_out);
+    let signed = &catalogue.artifacts[1];
+    // By sha256sum.
+    assert_eq!(
+        signed.sha256_hex(),
+        "971b029df5635dd465846b522b0c0c688e8ba46512e1f3e4a8b7145b9ae8b7ca"
+    );
+    assert_eq!(signed.identity.size, u64::try_from(SIGNED.len()).unwrap());
+    assert!(!signed.is_delta);
+}
+
+#[test]
+fn a_copy_under_way_is_never_offered() {
+    let mut folder = Folder::new();
+    let path = folder.path("update-1.2.3.payload");
+    let mut copy = File::create(&path).unwrap();
+    for end in [4, 20, 1000, FULL.len() / 2, FULL.len() - 1] {
+        let written = usize::try_from(copy.metadata().unwrap().len()).unwrap();
+        copy.write_all(&FULL[written..end]).unwrap();
+        let catalogue = folder.scan();
+        assert!(offered(&catalogue).is_empty(), "{end} bytes are there");
+        assert_eq!(catalogue.left_out.len(), 1);
+    }
+    copy.write_all(&FULL[FULL.len() - 1..]).unwrap();
+    assert_eq!(offered(&folder.scan()), [("update-1.2.3.payload", "1.2.3")]);
+
+    // Some programs reserve the room first.
+    let reserved = File::create(folder.path("reserved-1.2.3.payload")).unwrap();
+    reserved
+        .set_len(u64::try_from(FULL.len()).unwrap())
+        .unwrap();
+    drop(reserved);
+    let mut half = FULL.to_vec();
+    half[FULL.len() / 2..].fill(0);
+    folder.put("half-1.2.3.payload", &half);
+    let mut longer = FULL.to_vec();
+    longer.push(0);
+    folder.put("longer-1.2.3.payload", &longer);
+    let catalogue = folder.scan();
+    assert_eq!(offered(&catalogue), [("update-1.2.3.payload", "1.2.3")]);
+    assert!(reason(&catalogue, "longer-1.2.3.payload").contains("by its manifest"));
+    let half = reason(&catalogue, "half-1.2.3.payload");
+    assert!(half.starts_with("operation "), "{half}");
+}
+
+#[test]
+fn a_fresh_file_must_be_the_same_at_two_scans() {
+    let mut folder = Folder::new();
+    folder.put("update-1.2.3.payload", FULL);
+    let now = SystemTime::now();
+    assert_eq!(
+        reason(&folder.scan_at(now), "update-1.2.3.payload"),
+        "it is being written"
+    );
+    folder.put("update-1.2.3.payload", SIGNED);
+    assert!(
+        offered(&folder.scan_at(now)).is_empty(),
+        "changed in between"
+    );
+    assert_eq!(offered(&folder.scan_at(now)).len(), 1);
+}
+
+#[test]
+fn a_file_that_goes_or_changes_is_noticed() {
+    let mut folder = Folder::new();
+    folder.put("update-1.2.3.payload", FULL);
+    let before = folder.scan().artifacts.remove(0);
+    assert_eq!(
+        folder.scan().artifacts,
+        std::slice::from_ref(&before),
+        "nothing has changed"
+    );
+    folder.put("update-1.2.3.payload", SIGNED);
+    let after = folder.scan().artifacts.remove(0);
+    assert_ne!(before.sha256, after.sha256);
+    fs::remove_file(folder.path("update-1.2.3.payload")).unwrap();
+    assert_eq!(folder.scan(), Catalogue::default());
+}
+
+#[test]
+fn a_delta_needs_a_sidecar_that_says_over_what() {
+    let mut folder = Folder::new();
+    folder.put("update-4152.10.0.payload", DELTA);
+    let catalogue = folder.scan();
+    assert!(offered(&catalogue).is_empty());
+    assert!(reason(&catalogue, "update-4152.10.0.payload").contains("from_version"));
+    folder.put(
+        "update-4152.10.0.payload.json",
+        br#"{"from_version": "4152.2.0"}"#,
+    );
+    let catalogue = folder.scan();
+    let delta = &catalogue.artifacts[0];
+    assert!(delta.is_delta);
+    assert_eq!(delta.labels.from_version, Some("4152.2.0".parse().unwrap()));
+    assert_eq!(delta.labels.version, "4152.10.0".parse().unwrap());
+}
+
+#[test]
+fn a_broken_sidecar_keeps_its_payload_back() {
+    let mut folder = Folder::new();
+    folder.put("update-1.2.3.payload", FULL);
+    for (sidecar, expected) in [
+        ("", "EOF"),
+        ("{", "EOF"),
+        ("[]", "invalid"),
+        (
+            r#"{"from-version": "1.0.0"}"#,
+            "unknown field `from-version`",
+        ),
+        (r#"{"version": "latest"}"#, "`latest`"),
+        (
+            &format!("{{}}{}", " ".repeat(100_000)),
+            "longer than 65536 bytes",
+        ),
+    ] {
+        folder.put("update-1.2.3.payload.json", sidecar.as_bytes());
+        let catalogue = folder.scan();
+        assert!(offered(&catalogue).is_empty(), "{sidecar}");
+        let reason = reason(&catalogue, "update-1.2.3.payload");
+        assert!(reason.contains(expected), "{reason}");
+        assert!(reason.contains("update-1.2.3.payload.json"), "{reason}");
+    }
+    folder.put("update-1.2.3.payload.json", br#"{"track": "beta"}"#);
+    let catalogue = folder.scan();
+    assert_eq!(catalogue.artifacts[0].labels.track.as_deref(), Some("beta"));
+}
+
+#[test]
+fn links_out_of_the_folder_are_not_followed() {
+    let outside = tempfile::tempdir().unwrap();
+    fs::write(outside.path().join("secret-1.2.3.payload"), FULL).unwrap();
+    let mut folder = Folder::new();
+    symlink(outside.path(), folder.path("folder")).unwrap();
+    symlink(
+        outside.path().join("secret-1.2.3.payload"),
+        folder.path("file-1.2.3.payload"),
+    )
+    .unwrap();
+    symlink("/nowhere", folder.path("dangling")).unwrap();
+    symlink(".", folder.path("circle")).unwrap();
+    folder.put("data/update-1.2.3.payload", FULL);
+    symlink(
+        "data/update-1.2.3.payload",
+        folder.path("inside-1.2.3.payload"),
+    )
+    .unwrap();
+    let catalogue = folder.scan();
+    for artifact in &catalogue.artifacts {
+        let real = artifact.path.canonicalize().unwrap();
+        assert!(
+            real.starts_with(folder.folder.path().canonicalize().unwrap()),
+            "{real:?}"
+        );
+    }
+    assert!(offered(&catalogue).contains(&("inside-1.2.3.payload", "1.2.3")));
+    for name in ["folder", "file-1.2.3.payload"] {
+        assert_eq!(
+            reason(&catalogue, name),
+            "it is a link out of the payload folder"
+        );
+    }
+}
+
+#[test]
+fn a_missing_folder_is_an_error_with_its_name() {
+    let error = Scanner::new(Path::new("/nowhere/payloads"), Defaults::default()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "cannot read the payload folder /nowhere/payloads"
+    );
+    assert!(std::error::Error::source(&error).is_some());
+    let mut folder = Folder::new();
+    fs::remove_dir(folder.folder.path()).unwrap();
+    assert!(folder.scanner.scan(SystemTime::now()).is_err());
+}
+
+#[test]
+fn the_table_and_the_json_tell_the_same() {
+    let mut folder = Folder::new();
+    folder.put("stable/update-1.2.3.payload", FULL);
+    folder.put("unknown.payload", SIGNED);
+    let catalogue = folder.scan();
+    let table = catalogue.table(folder.scanner.folder());
+    let lines: Vec<_> = table.lines().collect();
+    assert!(lines[0].starts_with("VERSION"), "{table}");
+    let row: Vec<_> = lines[1].split_whitespace().collect();
+    let artifact = &catalogue.artifacts[0];
+    let size = FULL.len().to_string();
+    let digest = artifact.sha256_hex();
+    assert_eq!(
+        row,
+        [
+            "1.2.3",
+            "stable",
+            "any",
+            "full",
+            &size,
+            &digest[..12],
+            "stable/update-1.2.3.payload"
+        ]
+    );
+    assert!(
+        lines[2].starts_with("not offered: unknown.payload: its version is unknown"),
+        "{table}"
+    );
+    let json = catalogue.json();
+    assert_eq!(json["artifacts"][0]["version"], "1.2.3");
+    assert_eq!(json["artifacts"][0]["sha256"], digest);
+    assert_eq!(json["artifacts"][0]["board"], serde_json::Value::Null);
+    assert!(
+        json["left_out"][0]["path"]
+            .as_str()
+            .unwrap()
+            .ends_with("unknown.payload")
+    );
+}
