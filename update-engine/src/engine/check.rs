@@ -1,0 +1,326 @@
+//! One exchange with the update server and what follows from it.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use omaha_protocol::Response;
+
+use super::attempt::Attempt;
+use super::{Engine, World, roll};
+use crate::error::UpdateError;
+use crate::machine::{CheckResult, Failure};
+use crate::omaha::{self, Answer, UpdateOffer};
+use crate::plan;
+use crate::platform::KernelFiles;
+use crate::policy::{self, Decision, History, Rules};
+use crate::prefs::{self, FULL_RESPONSE, Key, PREVIOUS_VERSION};
+use crate::retry::RetryState;
+
+const CONTENT_TYPE: &str = "text/xml";
+/// Real answers are about a kilobyte.
+const ANSWER_LIMIT: u64 = 1024 * 1024;
+
+/// The boot in which the last update was applied.
+pub(super) const UPDATE_BOOT_ID: Key = Key::new("update-boot-id");
+/// The version that the last update brought.
+pub(super) const INSTALLED_VERSION: Key = Key::new("installed-version");
+/// Versions that were rolled back, one per line.
+const QUARANTINE: Key = Key::new("quarantined-versions");
+/// Versions remembered as bad, the newest kept.
+const MOST_QUARANTINED: usize = 16;
+
+/// What a check came to.
+pub(super) struct Checked {
+    pub(super) poll_interval: u64,
+    pub(super) http_status: u16,
+    pub(super) result: CheckResult,
+}
+
+impl Checked {
+    fn failed(http_status: u16, error: &UpdateError) -> Self {
+        let failure = Failure {
+            code: error.code(),
+            words: error.words(),
+            resumed: false,
+        };
+        let result = match error {
+            UpdateError::ServerUnreachable { .. } => CheckResult::Unreachable(failure),
+            UpdateError::Ignored { .. }
+            | UpdateError::Deferred { .. }
+            | UpdateError::Backoff { .. } => CheckResult::Deferred(failure),
+            _ => CheckResult::Failed(failure),
+        };
+        Self {
+            poll_interval: 0,
+            http_status,
+            result,
+        }
+    }
+}
+
+/// What the last boot says about the last update.
+enum LastUpdate {
+    /// No record: a fresh machine.
+    Unknown,
+    /// Nothing to tell.
+    Told,
+    /// The machine came up on a new version; this one ran before.
+    Succeeded { before: String },
+    /// The machine rebooted after an update and runs the old version.
+    RolledBack,
+}
+
+/// Asks the server and decides what to do with the answer.
+pub(super) async fn check(world: Arc<World>, attempt: Arc<Attempt>) -> Checked {
+    world.reporter.flush(&attempt).await;
+    let (status, answer) = match exchange(&world, &attempt).await {
+        Ok(exchange) => exchange,
+        Err(error) => {
+            let status = match &error {
+                UpdateError::ServerStatus { status, .. } => *status,
+                _ => 0,
+            };
+            return Checked::failed(status, &error);
+        }
+    };
+    let (answer, poll_interval) = match answer {
+        Ok(answer) => answer,
+        Err(error) => return Checked::failed(status, &error),
+    };
+    let result = match answer {
+        Answer::NoUpdate { reason } => CheckResult::NoUpdate { reason },
+        Answer::Offer(offer) => {
+            let unproven = world.prove_running_system(&attempt.settings).await.err();
+            match Engine::blocking(move || consider(&world, &attempt, &offer, unproven)).await {
+                Ok(plan) => CheckResult::Install(Box::new(plan)),
+                Err(error) => Checked::failed(status, &error).result,
+            }
+        }
+    };
+    Checked {
+        poll_interval,
+        http_status: status,
+        result,
+    }
+}
+
+type Exchange = (u16, Result<(Answer, u64), UpdateError>);
+
+async fn exchange(world: &World, attempt: &Attempt) -> Result<Exchange, UpdateError> {
+    let last = world.last_update(attempt)?;
+    let running = match &last {
+        LastUpdate::Unknown => omaha::running("0.0.0.0"),
+        LastUpdate::Told => omaha::running(""),
+        LastUpdate::Succeeded { before } => omaha::running(before),
+        LastUpdate::RolledBack => omaha::rolled_back(),
+    };
+    let url = &attempt.settings.server;
+    let body = attempt.check(running).to_xml().into_bytes();
+    let reply = attempt
+        .transport
+        .post(url, CONTENT_TYPE, body.into(), ANSWER_LIMIT)
+        .await
+        .map_err(|source| match source {
+            crate::error::TransportError::Long { expected } => UpdateError::AnswerTooLong {
+                url: url.clone(),
+                limit: expected,
+            },
+            source => UpdateError::ServerUnreachable {
+                url: url.clone(),
+                source,
+            },
+        })?;
+    if !(200..=299).contains(&reply.status) {
+        return Err(UpdateError::ServerStatus {
+            url: url.clone(),
+            status: reply.status,
+        });
+    }
+    // Only now has the server been told; the original forgot it before the post
+    // and lost the report whenever the post failed.
+    world.told(&last)?;
+    if reply.body.is_empty() {
+        return Ok((
+            reply.status,
+            Err(UpdateError::EmptyAnswer { url: url.clone() }),
+        ));
+    }
+    world.keep(FULL_RESPONSE, &String::from_utf8_lossy(&reply.body))?;
+    let answer = Response::parse(&reply.body)
+        .map_err(|source| UpdateError::AnswerUnreadable {
+            url: url.clone(),
+            source,
+        })
+        .and_then(|response| omaha::read_answer(&response));
+    Ok((reply.status, answer))
+}
+
+/// Policy and plan over an offer. Blocking.
+fn consider(
+    world: &World,
+    attempt: &Attempt,
+    offer: &UpdateOffer,
+    unproven: Option<String>,
+) -> Result<plan::InstallPlan, UpdateError> {
+    let settings = &attempt.settings;
+    let retry = world.retry_state().for_offer(offer);
+    world.keep_retry_state(&retry)?;
+    let rules = Rules {
+        paused: settings.paused,
+        version_floor: settings.version_floor.clone(),
+        version_pin: settings.version_pin.clone(),
+        refuse_downgrade: !settings.allow_downgrade,
+    };
+    let history = History {
+        running: attempt.identity.version.clone(),
+        quarantined: world.quarantined(),
+        waiting_until: retry
+            .waiting_until(offer, unix_now())
+            .filter(|_| settings.official_build),
+        unproven,
+    };
+    let version = offer.version.clone();
+    match policy::decide(offer, &rules, &history) {
+        Decision::Allowed => {}
+        Decision::Deferred(reason) => return Err(UpdateError::Deferred { version, reason }),
+        Decision::Ignored(reason) => return Err(UpdateError::Ignored { version, reason }),
+        Decision::Backoff(until) => return Err(UpdateError::Backoff { version, until }),
+    }
+    let trust = world.trust(settings)?;
+    let slots = world.discover(settings)?;
+    let files = KernelFiles::of(&world.root, settings, &slots)
+        .map_err(|error| UpdateError::Slots(Box::new(error)))?;
+    Ok(plan::make(
+        offer,
+        retry.url_index,
+        slots,
+        files,
+        trust,
+        settings,
+    ))
+}
+
+impl World {
+    fn last_update(&self, attempt: &Attempt) -> Result<LastUpdate, UpdateError> {
+        let Some(previous) = self.read(PREVIOUS_VERSION)? else {
+            return Ok(LastUpdate::Unknown);
+        };
+        if previous.is_empty() {
+            return Ok(LastUpdate::Told);
+        }
+        if previous != attempt.identity.version {
+            return Ok(LastUpdate::Succeeded { before: previous });
+        }
+        // The version is the old one also as long as the machine has not rebooted
+        // at all, after an operator took the update back.
+        let rebooted = self
+            .read(UPDATE_BOOT_ID)?
+            .is_none_or(|id| id != attempt.identity.boot_id);
+        Ok(if rebooted {
+            LastUpdate::RolledBack
+        } else {
+            LastUpdate::Told
+        })
+    }
+
+    fn told(&self, last: &LastUpdate) -> Result<(), UpdateError> {
+        match last {
+            LastUpdate::Told => Ok(()),
+            LastUpdate::Unknown | LastUpdate::Succeeded { .. } => self.keep(PREVIOUS_VERSION, ""),
+            LastUpdate::RolledBack => {
+                if let Some(version) = self.read(INSTALLED_VERSION)?
+                    && !version.is_empty()
+                {
+                    tracing::warn!(version, "this version was rolled back and is quarantined");
+                    self.quarantine(&version)?;
+                }
+                self.keep(PREVIOUS_VERSION, "")
+            }
+        }
+    }
+
+    fn quarantined(&self) -> Vec<String> {
+        match self.read(QUARANTINE) {
+            Ok(text) => text
+                .unwrap_or_default()
+                .lines()
+                .map(str::to_owned)
+                .collect(),
+            Err(error) => {
+                tracing::warn!(
+                    error = error.words(),
+                    "cannot read the quarantined versions"
+                );
+                Vec::new()
+            }
+        }
+    }
+
+    fn quarantine(&self, version: &str) -> Result<(), UpdateError> {
+        let mut versions = self.quarantined();
+        versions.retain(|known| known != version);
+        versions.push(version.to_owned());
+        let surplus = versions.len().saturating_sub(MOST_QUARANTINED);
+        versions.drain(..surplus);
+        self.keep(QUARANTINE, &versions.join("\n"))
+    }
+
+    /// An installation or a check of this offer failed: the next URL, or a wait.
+    pub(super) fn count_failure(&self, offer: &UpdateOffer, code: u32) -> Result<(), UpdateError> {
+        let mut retry = self.retry_state().for_offer(offer);
+        retry.failed(offer, code, unix_now(), roll());
+        self.keep_retry_state(&retry)
+    }
+
+    /// Bytes of the payload arrived, or all of it.
+    pub(super) fn count_download(
+        &self,
+        offer: &UpdateOffer,
+        complete: bool,
+    ) -> Result<(), UpdateError> {
+        let mut retry = self.retry_state().for_offer(offer);
+        retry.received();
+        if complete {
+            retry.downloaded(offer, unix_now(), roll());
+        }
+        self.keep_retry_state(&retry)
+    }
+
+    fn retry_state(&self) -> RetryState {
+        let integer = |key| self.integer(key);
+        RetryState {
+            fingerprint: self
+                .read(prefs::CURRENT_RESPONSE_SIGNATURE)
+                .ok()
+                .flatten()
+                .unwrap_or_default(),
+            url_index: usize::try_from(integer(prefs::CURRENT_URL_INDEX)).unwrap_or(0),
+            url_failures: u32::try_from(integer(prefs::CURRENT_URL_FAILURE_COUNT)).unwrap_or(0),
+            attempt: u32::try_from(integer(prefs::PAYLOAD_ATTEMPT_NUMBER)).unwrap_or(0),
+            backoff_until: integer(prefs::BACKOFF_EXPIRY_TIME),
+        }
+    }
+
+    fn keep_retry_state(&self, retry: &RetryState) -> Result<(), UpdateError> {
+        if *retry == self.retry_state() {
+            return Ok(());
+        }
+        self.keep(prefs::CURRENT_RESPONSE_SIGNATURE, &retry.fingerprint)?;
+        self.keep(prefs::CURRENT_URL_INDEX, &retry.url_index.to_string())?;
+        self.keep(
+            prefs::CURRENT_URL_FAILURE_COUNT,
+            &retry.url_failures.to_string(),
+        )?;
+        self.keep(prefs::PAYLOAD_ATTEMPT_NUMBER, &retry.attempt.to_string())?;
+        self.keep(prefs::BACKOFF_EXPIRY_TIME, &retry.backoff_until.to_string())
+    }
+}
+
+/// Unix seconds; 0 on a machine whose clock is before 1970.
+pub(super) fn unix_now() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .ok()
+        .and_then(|time| i64::try_from(time.as_secs()).ok())
+        .unwrap_or(0)
+}

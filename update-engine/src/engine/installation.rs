@@ -1,0 +1,172 @@
+//! Starts an installation beside the loop and records how it ended.
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use omaha_protocol::Event as OmahaEvent;
+use payload::{PublicKey, Trust};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::attempt::Attempt;
+use super::check::{INSTALLED_VERSION, UPDATE_BOOT_ID};
+use super::reporter::Keep;
+use super::{Engine, VOLATILE_STATE, World};
+use crate::boot::GptBoot;
+use crate::config::Settings;
+use crate::error::UpdateError;
+use crate::install::{self, Ended, Observer, StateFolders, Surroundings};
+use crate::machine::{Event, Failure, InstallFailure};
+use crate::net::Patience;
+use crate::plan::InstallPlan;
+use crate::postinst::MountedPostInstall;
+use crate::prefs::{DELTA_UPDATE_FAILURES, PREVIOUS_VERSION};
+
+impl Engine {
+    pub(super) fn start_installation(&mut self, plan: InstallPlan) {
+        let Some(attempt) = self.attempt.clone() else {
+            return;
+        };
+        self.cancel = CancellationToken::new();
+        let (world, sender, cancel) = (
+            Arc::clone(&self.world),
+            self.sender.clone(),
+            self.cancel.clone(),
+        );
+        tokio::spawn(async move {
+            let result = world.install(plan, attempt, sender.clone(), cancel).await;
+            let _ = sender.send(Event::InstallFinished(result));
+        });
+    }
+}
+
+impl World {
+    async fn install(
+        self: Arc<Self>,
+        plan: InstallPlan,
+        attempt: Arc<Attempt>,
+        sender: mpsc::UnboundedSender<Event>,
+        cancel: CancellationToken,
+    ) -> Result<(), InstallFailure> {
+        let plan = Arc::new(plan);
+        let surroundings = match self.surroundings(&attempt) {
+            Ok(surroundings) => Arc::new(surroundings),
+            Err(error) => return Err(failure(&error, false)),
+        };
+        let observer = Reports {
+            world: Arc::clone(&self),
+            attempt: Arc::clone(&attempt),
+            sender,
+        };
+        let ended = install::run(Arc::clone(&plan), surroundings, &observer, cancel).await;
+        self.record(&plan, &attempt, &ended);
+        match ended.result {
+            Ok(_) => Ok(()),
+            Err(error) => Err(failure(&error, ended.resumed)),
+        }
+    }
+
+    fn surroundings(&self, attempt: &Attempt) -> Result<Surroundings, UpdateError> {
+        let settings = &attempt.settings;
+        let folder = |path: &str| {
+            self.root.path(path).map_err(|error| UpdateError::State {
+                what: "the installation checkpoint",
+                source: Box::new(error),
+            })
+        };
+        Ok(Surroundings {
+            transport: Arc::clone(&attempt.transport),
+            patience: Patience::default(),
+            boot: Arc::new(GptBoot::new(settings)),
+            postinst: Arc::new(MountedPostInstall::new(&self.root, settings)),
+            root: self.root.clone(),
+            state: StateFolders {
+                durable: folder(&format!("{}/checkpoint", settings.state_dir))?,
+                volatile: folder(VOLATILE_STATE)?,
+                boot_id: attempt.identity.boot_id.clone(),
+            },
+        })
+    }
+
+    /// What the next attempt and the next boot must know. Failing to keep a
+    /// number must not turn an applied update into a failed one.
+    fn record(&self, plan: &InstallPlan, attempt: &Attempt, ended: &Ended) {
+        let mut kept = Vec::new();
+        if ended.received {
+            kept.push(self.count_download(&plan.offer, ended.payload_good));
+        }
+        match &ended.result {
+            Ok(proof) => {
+                kept.push(self.keep(DELTA_UPDATE_FAILURES, "0"));
+                kept.push(self.keep(INSTALLED_VERSION, proof.version()));
+                kept.push(self.keep(UPDATE_BOOT_ID, &attempt.identity.boot_id));
+                kept.push(self.keep(PREVIOUS_VERSION, &attempt.identity.version));
+            }
+            Err(UpdateError::Cancelled) => {}
+            Err(error) => {
+                kept.push(self.count_failure(&plan.offer, error.code()));
+                if plan.offer.is_delta && !matches!(error, UpdateError::Transfer { .. }) {
+                    let failures = self.integer(DELTA_UPDATE_FAILURES).saturating_add(1);
+                    kept.push(self.keep(DELTA_UPDATE_FAILURES, &failures.to_string()));
+                }
+            }
+        }
+        for error in kept.into_iter().filter_map(Result::err) {
+            tracing::error!(error = error.words(), "cannot record how the attempt ended");
+        }
+    }
+
+    /// The keys that a payload must be signed by. No key, an empty or an
+    /// unreadable one: no trust at all.
+    pub(super) fn trust(&self, settings: &Settings) -> Result<Trust, UpdateError> {
+        let files = settings
+            .key_files(&self.root)
+            .map_err(|error| UpdateError::TrustKeys(Box::new(error)))?;
+        let keys = files
+            .iter()
+            .map(|file| {
+                let wrong = |error: &dyn std::fmt::Display| {
+                    UpdateError::TrustKeys(format!("{}: {error}", file.path).into())
+                };
+                let pem = std::str::from_utf8(&file.pem).map_err(|error| wrong(&error))?;
+                PublicKey::from_pem(pem).map_err(|error| wrong(&error))
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        Trust::new(keys, settings.signature_threshold.into())
+            .map_err(|error| UpdateError::TrustKeys(Box::new(error)))
+    }
+}
+
+fn failure(error: &UpdateError, resumed: bool) -> InstallFailure {
+    match error {
+        UpdateError::Cancelled => InstallFailure::Cancelled,
+        error => InstallFailure::Failed(Failure {
+            code: error.code(),
+            words: error.words(),
+            resumed,
+        }),
+    }
+}
+
+struct Reports {
+    world: Arc<World>,
+    attempt: Arc<Attempt>,
+    sender: mpsc::UnboundedSender<Event>,
+}
+
+impl Observer for Reports {
+    fn observe(&self, event: Event) {
+        // The loop is gone only when the daemon ends.
+        let _ = self.sender.send(event);
+    }
+
+    fn report<'a>(&'a self, event: OmahaEvent) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let request = self.attempt.event(event);
+            self.world
+                .reporter
+                .report(&self.attempt, &request, Keep::Yes)
+                .await;
+        })
+    }
+}

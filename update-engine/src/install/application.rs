@@ -1,0 +1,659 @@
+//! The blocking half of an installation: payload bytes become a written and
+//! checked slot. Each stage consumes the one before, so that no step can be left
+//! out: [`Application`] → [`Payload`] → [`Written`] → [`Proof`].
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use gptprio::BlockDevice;
+use payload::{
+    Announced, Decoded, Event, ImageInfo, Limits, Manifest, Operation, Part, PayloadStream, Target,
+    Verified,
+};
+use sha2::{Digest, Sha256};
+use tokio::sync::mpsc;
+
+use super::Surroundings;
+use super::checkpoint::{Checkpoints, Found, Identity};
+use super::decoders::{Decoders, Ready};
+use super::proof::{PostInstalled, Proof, ReadBack};
+use super::slot_image::SlotImage;
+use crate::error::{Artefact, UpdateError};
+use crate::plan::InstallPlan;
+use crate::platform::UpdateLock;
+use crate::postinst::{Job, Outcome, PostInstall};
+
+/// Payload bytes applied between two syncs of the target. Bounds both what a
+/// power cut costs and how many dirty pages an installation leaves to the kernel.
+const COMMIT_STEP: u64 = 32 * 1024 * 1024;
+/// Unit of copying and hashing; a multiple of every sector size.
+const CHUNK: usize = 1024 * 1024;
+/// Ceiling for a PCR policy, which is kept in memory to be posted.
+const PCR_POLICY_LIMIT: u64 = 16 * 1024 * 1024;
+
+/// An installation that takes payload bytes.
+pub(super) struct Application {
+    plan: Arc<InstallPlan>,
+    surroundings: Arc<Surroundings>,
+    stream: PayloadStream,
+    position: u64,
+    decoders: Decoders,
+    checkpoints: Checkpoints,
+    sink: Option<Sink>,
+    committed: u64,
+    lock: UpdateLock,
+}
+
+/// The targets of the operations, open for writing.
+struct Sink {
+    partition: Arc<dyn BlockDevice>,
+    kernel: Option<PartFile>,
+    pcr_policy: Option<PartFile>,
+    block_size: u32,
+    /// Every operation may be repeated from any earlier point: nothing reads what
+    /// another one writes.
+    repeatable: bool,
+}
+
+/// A kernel or PCR policy file.
+struct PartFile {
+    path: PathBuf,
+    file: File,
+}
+
+/// A complete payload with a good signature, applied but not yet read back.
+pub(super) struct Payload {
+    plan: Arc<InstallPlan>,
+    verified: Verified,
+    sink: Sink,
+    checkpoints: Checkpoints,
+    lock: UpdateLock,
+}
+
+/// A slot that holds what the payload promises, on the medium.
+pub(super) struct Written {
+    plan: Arc<InstallPlan>,
+    verified: Verified,
+    checkpoints: Checkpoints,
+    kernel: Option<PathBuf>,
+    pcr_policy: Option<PathBuf>,
+    policy_to_post: Option<PcrPolicy>,
+    evidence: ReadBack,
+    lock: UpdateLock,
+}
+
+/// What the PCR policy server must get before the new slot may boot.
+#[derive(Clone)]
+pub(super) struct PcrPolicy {
+    pub(super) server: String,
+    pub(super) content: Vec<u8>,
+}
+
+impl Application {
+    /// Opens the installation, at the last checkpoint when there is one.
+    pub(super) fn open(
+        plan: Arc<InstallPlan>,
+        surroundings: Arc<Surroundings>,
+    ) -> Result<Self, UpdateError> {
+        let lock = UpdateLock::take(&surroundings.root).map_err(UpdateError::Locked)?;
+        let state = &surroundings.state;
+        let identity = Identity {
+            payload_sha256: hex(&plan.offer.sha256),
+            target: plan.slots.target.unique_guid.to_string(),
+        };
+        let mut checkpoints = Checkpoints::new(
+            state.durable.clone(),
+            state.volatile.clone(),
+            identity,
+            &state.boot_id,
+        );
+        let announced = Announced {
+            size: plan.offer.size,
+            sha256: plan.offer.sha256,
+        };
+        let resumed = match checkpoints.find()? {
+            Some(Found { resume, metadata }) => {
+                match PayloadStream::resume(Limits::default(), &resume, &metadata) {
+                    Ok(stream) => Some((stream.expect(announced)?, resume.offset())),
+                    Err(error) => {
+                        tracing::warn!(%error, "the checkpoint does not fit, starting over");
+                        None
+                    }
+                }
+            }
+            None => None,
+        };
+        let (stream, position) = match resumed {
+            Some(resumed) => resumed,
+            None => (PayloadStream::new(Limits::default()).expect(announced)?, 0),
+        };
+        let mut application = Self {
+            plan,
+            surroundings,
+            stream,
+            position,
+            decoders: Decoders::new(workers()),
+            checkpoints,
+            sink: None,
+            committed: position,
+            lock,
+        };
+        if position > 0 {
+            tracing::info!(position, "the installation goes on from its checkpoint");
+            let manifest = application.stream.manifest().map(Arc::clone);
+            if let Some(manifest) = manifest {
+                application.check_room(&manifest)?;
+                application.mark_target_unbootable()?;
+                application.sink = Some(application.open_sink(&manifest)?);
+            }
+        }
+        Ok(application)
+    }
+
+    /// Position in the payload file from which bytes are wanted.
+    pub(super) fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Takes bytes until the queue is closed or something fails, then applies
+    /// what is still on its way.
+    pub(super) fn consume(
+        mut self,
+        mut queue: mpsc::Receiver<Bytes>,
+    ) -> (Self, Result<(), UpdateError>) {
+        let result = self.take_all(&mut queue);
+        (self, result)
+    }
+
+    fn take_all(&mut self, queue: &mut mpsc::Receiver<Bytes>) -> Result<(), UpdateError> {
+        while let Some(bytes) = queue.blocking_recv() {
+            self.stream.push(&bytes);
+            while let Some(event) = self.stream.next_event()? {
+                match event {
+                    Event::Metadata { manifest, raw } => self.begin(&manifest, &raw)?,
+                    Event::Operation(pending) => {
+                        if let Some(ready) = self.decoders.push(pending)? {
+                            self.apply(ready)?;
+                        }
+                    }
+                }
+            }
+        }
+        while let Some(ready) = self.decoders.pop()? {
+            self.apply(ready)?;
+        }
+        Ok(())
+    }
+
+    /// Header and manifest are there; no byte of the target has been touched yet.
+    fn begin(&mut self, manifest: &Manifest, raw: &[u8]) -> Result<(), UpdateError> {
+        self.check_room(manifest)?;
+        // Before the first byte: from here on the target is no system any more.
+        self.mark_target_unbootable()?;
+        let sink = self.open_sink(manifest)?;
+        self.copy_old_images(manifest, &sink)?;
+        self.checkpoints.begin(raw)?;
+        self.sink = Some(sink);
+        Ok(())
+    }
+
+    fn check_room(&self, manifest: &Manifest) -> Result<(), UpdateError> {
+        let target = &self.plan.slots.target;
+        let needed = manifest.partition.new.size;
+        if needed > target.size {
+            return Err(UpdateError::TooSmall {
+                object: "USR image",
+                place: target.to_string(),
+                needed,
+                available: target.size,
+            });
+        }
+        if let Some(policy) = manifest.part(Target::PcrPolicy)
+            && policy.new.size > PCR_POLICY_LIMIT
+        {
+            return Err(UpdateError::TooSmall {
+                object: "PCR policy",
+                place: "memory".to_owned(),
+                needed: policy.new.size,
+                available: PCR_POLICY_LIMIT,
+            });
+        }
+        Ok(())
+    }
+
+    fn mark_target_unbootable(&self) -> Result<(), UpdateError> {
+        Ok(self.surroundings.boot.mark_unbootable(&self.plan.slots)?)
+    }
+
+    fn open_sink(&self, manifest: &Manifest) -> Result<Sink, UpdateError> {
+        let target = &self.plan.slots.target;
+        let partition = target
+            .open_for_writing()
+            .map_err(|error| device_error("open the target slot", target, error))?;
+        let files = &self.plan.files;
+        // A file is made only when the payload has something for it.
+        let open = |part: Option<&Part>, path: &Path| {
+            part.map(|part| {
+                let opened = PartFile::open(path.to_owned())?;
+                part.reserve(&opened.file, manifest.block_size)?;
+                Ok::<_, UpdateError>(opened)
+            })
+            .transpose()
+        };
+        Ok(Sink {
+            partition,
+            kernel: open(manifest.part(Target::Kernel), &files.target_kernel)?,
+            pcr_policy: open(manifest.part(Target::PcrPolicy), &files.target_pcr_policy)?,
+            block_size: manifest.block_size,
+            repeatable: !manifest.is_delta(),
+        })
+    }
+
+    /// A version 1 delta patches in place, so the target first gets what the
+    /// delta was made from. Full payloads copy nothing.
+    fn copy_old_images(&self, manifest: &Manifest, sink: &Sink) -> Result<(), UpdateError> {
+        if let Some(old) = manifest.partition.old {
+            let source = &self.plan.slots.source;
+            let device = source
+                .open_for_reading()
+                .map_err(|error| device_error("open the running slot", source, error))?;
+            if old.size > device.len() || old.size > sink.partition.len() {
+                return Err(UpdateError::TooSmall {
+                    object: "USR image",
+                    place: source.to_string(),
+                    needed: old.size,
+                    available: device.len().min(sink.partition.len()),
+                });
+            }
+            let hash = for_each_chunk(
+                old.size,
+                |offset, buffer| device.read_at(offset, buffer),
+                |offset, data| sink.partition.write_at(offset, data),
+            )
+            .map_err(|error| {
+                device_error("copy the running slot to", &self.plan.slots.target, error)
+            })?;
+            same_source("USR partition", &old, hash)?;
+        }
+        let kernel = manifest.part(Target::Kernel).and_then(|part| part.old);
+        if let (Some(old), Some(target)) = (kernel, &sink.kernel) {
+            let path = &self.plan.files.source_kernel;
+            let copied = fs::read(path).and_then(|content| {
+                fs::write(&target.path, &content)?;
+                Ok(content)
+            });
+            let content =
+                copied.map_err(|error| file_error("copy the running kernel", path, error))?;
+            let within = content.get(..usize::try_from(old.size).unwrap_or(usize::MAX));
+            same_source(
+                "kernel",
+                &old,
+                Sha256::digest(within.unwrap_or(&content)).into(),
+            )?;
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, ready: Ready) -> Result<(), UpdateError> {
+        let Some(sink) = &self.sink else {
+            return Err(UpdateError::Internal(
+                "an operation came before the manifest".to_owned(),
+            ));
+        };
+        let Ready {
+            target,
+            operation,
+            decoded,
+            resume,
+        } = ready;
+        if !sink.repeatable && !operation.is_idempotent() {
+            self.checkpoints.invalidate()?;
+        }
+        match target {
+            Target::Partition => {
+                let image = SlotImage(Arc::clone(&sink.partition));
+                payload::apply(&operation, sink.block_size, decoded, &image)?;
+            }
+            Target::Kernel => sink.apply_to_file(sink.kernel.as_ref(), &operation, decoded)?,
+            Target::PcrPolicy => {
+                sink.apply_to_file(sink.pcr_policy.as_ref(), &operation, decoded)?
+            }
+            Target::Unknown(kind) => {
+                tracing::debug!(kind, "an operation of an unknown procedure is skipped");
+            }
+        }
+        self.checkpoints.record(&resume)?;
+        // What one operation of a delta read, the next may have overwritten: from
+        // an older point it could not be repeated, so there is no durable point.
+        if sink.repeatable && resume.offset().saturating_sub(self.committed) >= COMMIT_STEP {
+            sink.sync()?;
+            self.checkpoints.commit(&resume)?;
+            self.committed = resume.offset();
+        }
+        Ok(())
+    }
+
+    /// The installation ends here, unfinished. Keeps or forgets how far it got.
+    pub(super) fn give_up(self, keep: bool) {
+        let result = if keep {
+            match (&self.sink, self.stream.manifest()) {
+                (Some(sink), Some(_)) => sink.sync(),
+                _ => Ok(()),
+            }
+        } else {
+            self.checkpoints.clear()
+        };
+        if let Err(error) = result {
+            tracing::warn!(error = error.words(), "cannot put the checkpoint in order");
+        }
+    }
+
+    /// All bytes were taken: size, hash and signature of the whole payload.
+    pub(super) fn verify(self) -> Result<Payload, UpdateError> {
+        let Self {
+            plan,
+            stream,
+            checkpoints,
+            sink,
+            lock,
+            ..
+        } = self;
+        let verified = match stream.finish(&plan.trust) {
+            Ok(verified) => verified,
+            Err(error) => {
+                checkpoints.clear()?;
+                return Err(error.into());
+            }
+        };
+        let sink = sink.ok_or_else(|| {
+            UpdateError::Internal("a payload without a manifest is good".to_owned())
+        })?;
+        Ok(Payload {
+            plan,
+            verified,
+            sink,
+            checkpoints,
+            lock,
+        })
+    }
+}
+
+impl Sink {
+    fn apply_to_file(
+        &self,
+        part: Option<&PartFile>,
+        operation: &Operation,
+        decoded: Decoded,
+    ) -> Result<(), UpdateError> {
+        match part {
+            Some(part) => Ok(payload::apply(
+                operation,
+                self.block_size,
+                decoded,
+                &part.file,
+            )?),
+            None => Err(UpdateError::Internal(
+                "an operation has no file to work on".to_owned(),
+            )),
+        }
+    }
+
+    fn sync(&self) -> Result<(), UpdateError> {
+        self.partition.sync().map_err(|error| UpdateError::Device {
+            operation: "sync",
+            object: "the target slot".to_owned(),
+            source: Box::new(error),
+        })?;
+        for part in [&self.kernel, &self.pcr_policy].into_iter().flatten() {
+            part.file
+                .sync_all()
+                .map_err(|error| file_error("sync", &part.path, error))?;
+        }
+        Ok(())
+    }
+}
+
+impl PartFile {
+    /// As the original: made when missing, readable by root alone, not emptied,
+    /// since a resumed installation goes on in it.
+    fn open(path: PathBuf) -> Result<Self, UpdateError> {
+        use std::os::unix::fs::OpenOptionsExt as _;
+        let open = || {
+            if let Some(folder) = path.parent() {
+                fs::create_dir_all(folder)?;
+            }
+            File::options()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(&path)
+        };
+        let file = open().map_err(|error| file_error("open", &path, error))?;
+        Ok(Self { path, file })
+    }
+
+    /// Cuts the file to its size, brings it to the medium and reads it back from
+    /// there.
+    fn settle(&self, info: &ImageInfo, object: Artefact) -> Result<(), UpdateError> {
+        let settle = || {
+            self.file.set_len(info.size)?;
+            self.file.sync_all()?;
+            if let Some(folder) = self.path.parent() {
+                File::open(folder)?.sync_all()?;
+            }
+            drop_cached_pages(&self.file);
+            for_each_chunk(
+                info.size,
+                |offset, buffer| {
+                    std::os::unix::fs::FileExt::read_exact_at(&self.file, buffer, offset)
+                },
+                |_, _| Ok(()),
+            )
+        };
+        let hash = settle().map_err(|error| file_error("settle", &self.path, error))?;
+        same_result(object, &self.path.display().to_string(), info, hash)
+    }
+}
+
+impl Payload {
+    /// Sync, then read everything back from the medium and compare.
+    pub(super) fn read_back(self) -> Result<Written, UpdateError> {
+        let Self {
+            plan,
+            verified,
+            sink,
+            checkpoints,
+            lock,
+        } = self;
+        let compared = compare(&plan, verified.manifest(), &sink);
+        let policy_to_post = match compared {
+            Ok(policy) => policy,
+            Err(error) => {
+                checkpoints.clear()?;
+                return Err(error);
+            }
+        };
+        Ok(Written {
+            kernel: sink.kernel.map(|part| part.path),
+            pcr_policy: sink.pcr_policy.map(|part| part.path),
+            plan,
+            verified,
+            checkpoints,
+            policy_to_post,
+            evidence: ReadBack::after_comparison(),
+            lock,
+        })
+    }
+}
+
+fn compare(
+    plan: &InstallPlan,
+    manifest: &Manifest,
+    sink: &Sink,
+) -> Result<Option<PcrPolicy>, UpdateError> {
+    let target = &plan.slots.target;
+    sink.sync()?;
+    let new = manifest.partition.new;
+    let hash = for_each_chunk(
+        new.size,
+        |offset, buffer| sink.partition.read_medium_at(offset, buffer),
+        |_, _| Ok(()),
+    )
+    .map_err(|error| device_error("read back", target, error))?;
+    same_result(Artefact::Image, &target.to_string(), &new, hash)?;
+    if let (Some(file), Some(part)) = (&sink.kernel, manifest.part(Target::Kernel)) {
+        file.settle(&part.new, Artefact::Kernel)?;
+    }
+    if let (Some(file), Some(part)) = (&sink.pcr_policy, manifest.part(Target::PcrPolicy)) {
+        file.settle(&part.new, Artefact::PcrPolicy)?;
+        if let Some(server) = &plan.pcr_policy_server {
+            let content = fs::read(&file.path)
+                .map_err(|error| file_error("read the PCR policy", &file.path, error))?;
+            return Ok(Some(PcrPolicy {
+                server: server.clone(),
+                content,
+            }));
+        }
+    }
+    Ok(None)
+}
+
+impl Written {
+    /// What must be posted before anything else, if anything.
+    pub(super) fn pcr_policy(&self) -> Option<PcrPolicy> {
+        self.policy_to_post.clone()
+    }
+
+    /// Lets the new image have its say, and gives the proof that it may boot, with
+    /// the lock that must be held until it does.
+    pub(super) fn post_install(
+        self,
+        postinst: &dyn PostInstall,
+    ) -> Result<(Proof, UpdateLock), UpdateError> {
+        let ran = postinst.run(&Job {
+            target: &self.plan.slots.target,
+            kernel: self.kernel.as_deref(),
+            pcr_policy: self.pcr_policy.as_deref(),
+            timeout: self.plan.postinst_timeout,
+        });
+        // Whatever comes of it, there is nothing left to resume.
+        self.checkpoints.clear()?;
+        match ran.map_err(|error| UpdateError::PostInstall(Box::new(error)))? {
+            Outcome::Done => tracing::info!("the post-install program agreed"),
+            Outcome::NothingToRun => {
+                tracing::info!("the new image has no post-install program");
+            }
+            Outcome::BootedFromFirmwareB => {
+                tracing::warn!("the post-install program says: booted from the second firmware");
+            }
+            Outcome::Skipped { reason } => {
+                tracing::warn!(reason, "the post-install program was not run");
+            }
+        }
+        let evidence = PostInstalled::after_success();
+        let proof = Proof::new(
+            &self.plan.offer.version,
+            &self.verified,
+            self.evidence,
+            evidence,
+        );
+        Ok((proof, self.lock))
+    }
+}
+
+/// Reads `size` bytes in chunks, hands each to `sink`, and hashes them all.
+fn for_each_chunk<E>(
+    size: u64,
+    mut read: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
+    mut sink: impl FnMut(u64, &[u8]) -> Result<(), E>,
+) -> Result<[u8; 32], E> {
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; CHUNK];
+    let mut offset = 0;
+    while offset < size {
+        let length = usize::try_from(size - offset).unwrap_or(CHUNK).min(CHUNK);
+        let chunk = &mut buffer[..length];
+        read(offset, chunk)?;
+        hash.update(&*chunk);
+        sink(offset, chunk)?;
+        offset += u64::try_from(length).expect("a chunk is 1 MiB at most");
+    }
+    Ok(hash.finalize().into())
+}
+
+fn same_source(
+    object: &'static str,
+    info: &ImageInfo,
+    actual: [u8; 32],
+) -> Result<(), UpdateError> {
+    if info.sha256 == actual {
+        return Ok(());
+    }
+    Err(UpdateError::SourceMismatch {
+        object,
+        expected: hex(&info.sha256),
+        actual: hex(&actual),
+    })
+}
+
+fn same_result(
+    object: Artefact,
+    place: &str,
+    info: &ImageInfo,
+    actual: [u8; 32],
+) -> Result<(), UpdateError> {
+    if info.sha256 == actual {
+        return Ok(());
+    }
+    Err(UpdateError::ReadBack {
+        object,
+        place: place.to_owned(),
+        expected: hex(&info.sha256),
+        actual: hex(&actual),
+    })
+}
+
+/// A hint; a kernel that does not follow it still compares what the file holds.
+fn drop_cached_pages(file: &File) {
+    use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+    let _ = posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+}
+
+/// Decoding threads: every core, within the memory that an updater may take.
+fn workers() -> usize {
+    std::thread::available_parallelism()
+        .map_or(1, std::num::NonZero::get)
+        .min(4)
+}
+
+fn device_error(
+    operation: &'static str,
+    object: &impl ToString,
+    error: impl std::error::Error + Send + Sync + 'static,
+) -> UpdateError {
+    UpdateError::Device {
+        operation,
+        object: object.to_string(),
+        source: Box::new(error),
+    }
+}
+
+fn file_error(operation: &'static str, path: &Path, error: std::io::Error) -> UpdateError {
+    UpdateError::Device {
+        operation,
+        object: path.display().to_string(),
+        source: Box::new(error),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

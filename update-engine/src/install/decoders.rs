@@ -1,0 +1,124 @@
+//! Decompression on all cores, results in the order of the operations.
+//!
+//! bzip2 is by far the slowest step of a full update. Decoding depends on an
+//! operation's own data alone, so several operations decode side by side while
+//! the writes keep their order.
+
+use std::collections::VecDeque;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use payload::{Decoded, Operation, PayloadError, PendingOperation, ResumePoint, Target};
+
+/// An operation whose data is decoded.
+pub(super) struct Ready {
+    pub(super) target: Target,
+    pub(super) operation: Arc<Operation>,
+    pub(super) decoded: Decoded,
+    pub(super) resume: ResumePoint,
+}
+
+type Outcome = Result<Ready, PayloadError>;
+
+struct Job {
+    pending: PendingOperation,
+    answer: SyncSender<Outcome>,
+}
+
+/// A few worker threads and the operations on their way through them.
+pub(super) struct Decoders {
+    jobs: Option<SyncSender<Job>>,
+    threads: Vec<thread::JoinHandle<()>>,
+    window: VecDeque<Receiver<Outcome>>,
+    depth: usize,
+}
+
+impl Decoders {
+    /// `workers` threads; twice as many operations may wait in memory at most.
+    pub(super) fn new(workers: usize) -> Self {
+        let workers = workers.max(1);
+        let (jobs, queue) = sync_channel::<Job>(workers);
+        let queue = Arc::new(Mutex::new(queue));
+        let threads = (0..workers)
+            .map(|_| {
+                let queue = Arc::clone(&queue);
+                thread::spawn(move || work(&queue))
+            })
+            .collect();
+        Self {
+            jobs: Some(jobs),
+            threads,
+            window: VecDeque::new(),
+            depth: workers * 2,
+        }
+    }
+
+    /// Hands an operation in. When the window is full, gives the oldest one back,
+    /// which the caller must apply next.
+    pub(super) fn push(
+        &mut self,
+        pending: PendingOperation,
+    ) -> Result<Option<Ready>, PayloadError> {
+        let oldest = if self.window.len() >= self.depth {
+            self.pop()?
+        } else {
+            None
+        };
+        let (answer, receiver) = sync_channel(1);
+        self.window.push_back(receiver);
+        if let Some(jobs) = &self.jobs {
+            jobs.send(Job { pending, answer })
+                .expect("workers end only after the queue is closed");
+        }
+        Ok(oldest)
+    }
+
+    /// The oldest operation; None when there is none left.
+    pub(super) fn pop(&mut self) -> Result<Option<Ready>, PayloadError> {
+        match self.window.pop_front() {
+            Some(receiver) => receiver
+                .recv()
+                .expect("a worker answers each job that it takes")
+                .map(Some),
+            None => Ok(None),
+        }
+    }
+}
+
+impl Drop for Decoders {
+    fn drop(&mut self) {
+        self.jobs = None;
+        for thread in self.threads.drain(..) {
+            // A worker that panicked has already failed the installation.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn work(queue: &Mutex<Receiver<Job>>) {
+    loop {
+        let job = match queue.lock() {
+            Ok(queue) => queue.recv(),
+            Err(_) => return,
+        };
+        let Ok(Job { pending, answer }) = job else {
+            return;
+        };
+        let PendingOperation {
+            target,
+            operation,
+            data,
+            resume,
+            ..
+        } = pending;
+        let outcome = payload::decode(&operation, data).map(|decoded| Ready {
+            target,
+            operation,
+            decoded,
+            resume,
+        });
+        // Nobody waits any more when the installation was given up.
+        let _ = answer.send(outcome);
+    }
+}

@@ -1,0 +1,255 @@
+//! One payload file from one URL, from a byte on to its announced end, through
+//! cut connections. Checks every answer; trusts none.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::{BodyStream, RangeReply, RangeRequest, Transport};
+use crate::error::TransportError;
+
+/// How long a slow or broken transfer is endured.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// Window in which `least_bytes` must arrive.
+    pub window: Duration,
+    /// Least bytes in a window.
+    pub least_bytes: u64,
+    /// Cut connections that are taken up again, in a row without a byte between.
+    pub retries: u32,
+    /// Wait before the first retry; doubles up to `longest_pause`.
+    pub pause: Duration,
+    /// Longest wait between two retries.
+    pub longest_pause: Duration,
+}
+
+impl Default for Patience {
+    /// The original's rate: 10 bytes a second over 90 seconds, and 20 retries.
+    fn default() -> Self {
+        Self {
+            window: Duration::from_secs(90),
+            least_bytes: 900,
+            retries: 20,
+            pause: Duration::from_secs(1),
+            longest_pause: Duration::from_secs(20),
+        }
+    }
+}
+
+/// A running download.
+pub struct Download<'a> {
+    transport: &'a dyn Transport,
+    url: &'a str,
+    size: u64,
+    patience: Patience,
+    position: u64,
+    body: Option<Box<dyn BodyStream>>,
+    etag: Option<String>,
+    failures: u32,
+    window: Window,
+}
+
+/// Only time spent waiting for the server counts, not the time that the caller
+/// takes to apply what it got.
+#[derive(Default)]
+struct Window {
+    waited: Duration,
+    bytes: u64,
+}
+
+impl<'a> Download<'a> {
+    /// A download of the bytes `from..size` of the file at `url`.
+    pub fn new(
+        transport: &'a dyn Transport,
+        url: &'a str,
+        from: u64,
+        size: u64,
+        patience: Patience,
+    ) -> Self {
+        Self {
+            transport,
+            url,
+            size,
+            patience,
+            position: from,
+            body: None,
+            etag: None,
+            failures: 0,
+            window: Window::default(),
+        }
+    }
+
+    /// Position in the file: all before it was delivered.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// The next bytes; None when all of the announced size were delivered. At
+    /// most one chunk more than that is ever read.
+    ///
+    /// # Errors
+    /// A wrong answer at once, a cut connection after the retries.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, TransportError> {
+        loop {
+            match self.try_next().await {
+                Ok(bytes) => return Ok(bytes),
+                Err(error) if !self.may_retry(&error) => return Err(error),
+                Err(error) => self.pause(&error).await,
+            }
+        }
+    }
+
+    async fn try_next(&mut self) -> Result<Option<Bytes>, TransportError> {
+        if self.position == self.size && self.body.is_none() {
+            return Ok(None);
+        }
+        if self.body.is_none() {
+            self.open().await?;
+        }
+        let chunk = self.read_chunk().await?;
+        match chunk {
+            Some(bytes) => {
+                let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+                let position = self.position.saturating_add(length);
+                if position > self.size {
+                    return Err(TransportError::Long {
+                        expected: self.size,
+                    });
+                }
+                self.position = position;
+                self.failures = 0;
+                Ok(Some(bytes))
+            }
+            None if self.position == self.size => {
+                self.body = None;
+                Ok(None)
+            }
+            None => Err(TransportError::Short {
+                received: self.position,
+                expected: self.size,
+            }),
+        }
+    }
+
+    async fn open(&mut self) -> Result<(), TransportError> {
+        let request = RangeRequest {
+            url: self.url,
+            from: self.position,
+            if_range: self.etag.as_deref(),
+        };
+        let reply = tokio::time::timeout(self.patience.window, self.transport.get(request))
+            .await
+            .map_err(|_| self.stalled())??;
+        self.check(&reply)?;
+        self.etag = reply.etag;
+        self.body = Some(reply.body);
+        self.window = Window::default();
+        Ok(())
+    }
+
+    fn check(&self, reply: &RangeReply) -> Result<(), TransportError> {
+        let expected = self.size - self.position;
+        match reply.status {
+            200 if self.position == 0 => match reply.content_length {
+                Some(length) if length < expected => Err(TransportError::Short {
+                    received: length,
+                    expected: self.size,
+                }),
+                Some(length) if length > expected => Err(TransportError::Long {
+                    expected: self.size,
+                }),
+                _ => Ok(()),
+            },
+            206 if self.position > 0 => {
+                let got = reply
+                    .content_range
+                    .clone()
+                    .unwrap_or_else(|| "no Content-Range".into());
+                let wanted = format!("bytes {}-{}/{}", self.position, self.size - 1, self.size);
+                let open_total = format!("bytes {}-{}/*", self.position, self.size - 1);
+                let right = got == wanted || got == open_total;
+                let length_right = reply.content_length.is_none_or(|length| length == expected);
+                if right && length_right {
+                    Ok(())
+                } else {
+                    Err(TransportError::Range {
+                        asked: self.position,
+                        got,
+                    })
+                }
+            }
+            status @ 200..=299 => Err(TransportError::Range {
+                asked: self.position,
+                got: format!("HTTP status {status}"),
+            }),
+            status => Err(TransportError::Status(status)),
+        }
+    }
+
+    /// A chunk, or an error when the rate is too low. The window starts over each
+    /// time that it was filled.
+    async fn read_chunk(&mut self) -> Result<Option<Bytes>, TransportError> {
+        let stalled = self.stalled();
+        let Some(body) = self.body.as_mut() else {
+            return Ok(None);
+        };
+        let left = self.patience.window.saturating_sub(self.window.waited);
+        let begin = Instant::now();
+        let chunk = tokio::time::timeout(left, body.chunk())
+            .await
+            .map_err(|_| stalled)??;
+        self.window.waited += begin.elapsed();
+        if let Some(bytes) = &chunk {
+            self.window.bytes = self
+                .window
+                .bytes
+                .saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+            if self.window.bytes >= self.patience.least_bytes {
+                self.window = Window::default();
+            }
+        }
+        Ok(chunk)
+    }
+
+    fn stalled(&self) -> TransportError {
+        TransportError::Stalled {
+            bytes: self.patience.least_bytes,
+            seconds: self.patience.window.as_secs(),
+        }
+    }
+
+    /// A cut connection is taken up again where it stopped. A wrong answer, and a
+    /// first connection that never delivered anything, are left to the next
+    /// check, which may bring another URL.
+    fn may_retry(&self, error: &TransportError) -> bool {
+        let transient = match error {
+            TransportError::Http(_) | TransportError::Stalled { .. } => true,
+            TransportError::Short { received, .. } => *received == self.position,
+            TransportError::Status(status) => matches!(status, 429 | 500 | 502 | 503 | 504),
+            TransportError::Range { .. } | TransportError::Long { .. } => false,
+        };
+        transient && self.delivered() && self.failures < self.patience.retries
+    }
+
+    fn delivered(&self) -> bool {
+        self.etag.is_some() || self.body.is_some() || self.failures > 0
+    }
+
+    async fn pause(&mut self, error: &TransportError) {
+        let pause = self
+            .patience
+            .pause
+            .saturating_mul(2_u32.saturating_pow(self.failures))
+            .min(self.patience.longest_pause);
+        self.failures += 1;
+        self.body = None;
+        tracing::warn!(
+            url = self.url,
+            position = self.position,
+            pause_s = pause.as_secs_f64(),
+            "download interrupted: {error}"
+        );
+        tokio::time::sleep(pause).await;
+    }
+}
