@@ -47,10 +47,10 @@ pub struct Written {
 }
 
 impl<B: Read + Seek> Draft<B> {
-    /// An existing payload, signed or not, to be signed anew, from its first byte
-    /// on. It is read to its end once, and refused unless it is complete and every blob has its hash;
-    /// whoever signs should not sign a broken file. Its signatures are dropped
-    /// without a look at them.
+    /// An existing payload, signed or not, to be signed anew; `payload` stands at
+    /// its first byte. It is read to its end, and refused unless it is complete and
+    /// every blob has its hash: whoever signs should not sign a broken file. Its
+    /// signatures are dropped without a look at them.
     ///
     /// # Errors
     /// [`MakeError::Payload`] for what is wrong with it, and
