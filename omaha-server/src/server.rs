@@ -75,6 +75,8 @@ impl Server {
     /// Scans the folder and begins to listen.
     pub async fn bind(settings: Settings) -> Result<Self, ServerError> {
         let scanner = Scanner::new(&settings.folder, settings.defaults.clone())?;
+        // Hashing a large folder takes its time.
+        tracing::info!("reading the payloads in {}", scanner.folder().display());
         let (scanner, catalogue) = blocking(scanner, Scanner::scan_settled).await;
         let catalogue = catalogue?;
         let listen = |source| ServerError::Listen {

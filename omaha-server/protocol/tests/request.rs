@@ -157,6 +157,21 @@ fn order_unknown_parts_comments_and_white_space_do_not_matter() {
 }
 
 #[test]
+fn a_byte_order_mark_and_any_spelling_of_utf_8_are_tolerated() {
+    for prolog in [
+        "\u{feff}",
+        "\u{feff}<?xml version=\"1.0\" encoding=\"UTF-8\"?>",
+        "<?xml version='1.0'?>",
+        "<?xml version='1.0' encoding='utf-8' standalone='yes'?>\r\n",
+        "<?xml version='1.0' encoding='US-ASCII'?>",
+    ] {
+        let document = format!("{prolog}<request protocol=\"3.0\"/>");
+        let request = Request::parse(document.as_bytes()).unwrap();
+        assert_eq!(request.protocol, "3.0", "{prolog:?}");
+    }
+}
+
+#[test]
 fn codes_are_read_like_the_peers_do() {
     for (attributes, event_type, result, code) in [
         ("", 0, 0, None),
