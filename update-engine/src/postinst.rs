@@ -59,7 +59,7 @@ pub enum Outcome {
     BootedFromFirmwareB,
     /// The new version has no such program.
     NothingToRun,
-    /// It was not run, because this user must not mount.
+    /// It was not run: the target is in an image file, which this process cannot mount.
     Skipped {
         /// For people.
         reason: String,
@@ -128,9 +128,12 @@ impl MountedPostInstall {
 
 impl PostInstall for MountedPostInstall {
     fn run(&self, job: &Job<'_>) -> Result<Outcome, PostInstallError> {
-        if !nix::unistd::geteuid().is_root() {
-            let reason = "only root can mount the target to run its post-install program";
-            tracing::warn!(target_slot = %job.target, "{reason}: skipped");
+        // With a device node below, the program must run or the update fails. An image file is written
+        // without privileges, and without them there is no mounting it.
+        if job.target.node.is_none()
+            && let Err(reason) = may_mount_images()
+        {
+            tracing::warn!(target_slot = %job.target, reason, "the post-install program is skipped");
             return Ok(Outcome::Skipped {
                 reason: reason.to_owned(),
             });
@@ -197,26 +200,32 @@ impl<'a> Mounted<'a> {
         let source = slot.node.as_deref().unwrap_or(&slot.disk);
         let mut command = Command::new("mount");
         command.args(["-o", &options]).arg(source).arg(&mount_point);
-        let mut mounted = Self {
-            environment,
-            mount_point,
-            device: source.to_owned(),
-            twin: None,
-        };
         let finished = run_tool(command, environment)?;
+        let device = source.to_owned();
         if finished.end == End::Exited(0) {
-            mounted.device = mounted.mounted_device().unwrap_or(mounted.device.clone());
+            let mut mounted = Self {
+                environment,
+                mount_point,
+                device,
+                twin: None,
+            };
+            if let Some(device) = mounted.mounted_device() {
+                mounted.device = device;
+            }
             return Ok(mounted);
         }
-        // Btrfs refuses a second device with the identity of a mounted one. It is the same image then,
-        // so the running system has the same program.
-        let twin = root
-            .path("/usr/postinst")
-            .ok()
-            .filter(|_| options.contains(BTRFS.1) && finished.last_words.contains("File exists"));
-        if twin.is_some() {
-            mounted.twin = twin;
-            return Ok(mounted);
+        // Btrfs refuses a second device with the identity of a mounted one. It is the same image
+        // then, so the running system has the same program.
+        if options.contains(BTRFS_NO_REPLAY)
+            && finished.last_words.contains("File exists")
+            && let Ok(program) = root.path("/usr/postinst")
+        {
+            return Ok(Self {
+                environment,
+                mount_point,
+                device,
+                twin: Some(program),
+            });
         }
         let problem = format!("mount {}", finished.words(MOUNT_LIMIT));
         Err(PostInstallError::Mount {
@@ -309,35 +318,49 @@ fn cannot_run(program: &Path, source: io::Error) -> PostInstallError {
     }
 }
 
-/// Journals are not replayed: that would write into an image that was just verified.
-const BTRFS: (&str, &str) = ("btrfs", "rescue=nologreplay");
-const XFS: (&str, &str) = ("xfs", "norecovery");
-const EXT: (&str, &str) = ("ext4", "noload");
+/// Whether this process can mount image files; the error says why not.
+fn may_mount_images() -> Result<(), &'static str> {
+    /// Number of CAP_SYS_ADMIN in capability masks.
+    const SYS_ADMIN: u32 = 21;
+    // Root in a container often has not got it.
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    if mask.unwrap_or(0) & (1 << SYS_ADMIN) == 0 {
+        return Err("mounting an image file needs the capability CAP_SYS_ADMIN");
+    }
+    if !Path::new("/dev/loop-control").exists() {
+        return Err("mounting an image file needs loop devices");
+    }
+    Ok(())
+}
 
-/// Options for mount(8), which finds out the rest about the file system itself.
+// Options against a replay of the journal, which would write into an image that was just verified.
+const BTRFS_NO_REPLAY: &str = "rescue=nologreplay";
+const XFS_NO_REPLAY: &str = "norecovery";
+const EXT_NO_REPLAY: &str = "noload";
+
+/// Options for mount(8), which finds out the kind of file system itself.
 fn options(slot: &Slot) -> Result<String, PostInstallError> {
-    let failed = |source| PostInstallError::Target {
-        target: slot.to_string(),
-        source,
-    };
-    let device = slot.open_for_reading().map_err(failed)?;
+    let no_replay = slot
+        .open_for_reading()
+        .and_then(|device| no_replay(&device))
+        .map_err(|source| PostInstallError::Target {
+            target: slot.to_string(),
+            source,
+        })?;
     let mut options = vec!["ro".to_owned()];
-    options.extend(
-        journaled(&device)
-            .map_err(failed)?
-            .map(|(_, option)| option.to_owned()),
-    );
+    options.extend(no_replay.map(str::to_owned));
     if slot.node.is_none() {
-        let offset = slot.start;
-        options.push(format!("loop,offset={offset},sizelimit={}", slot.size));
+        let Slot { start, size, .. } = slot;
+        options.push(format!("loop,offset={start},sizelimit={size}"));
     }
     Ok(options.join(","))
 }
 
-/// The kind of file system and its option against a replay, for those that have a journal.
-fn journaled(
-    device: &dyn BlockDevice,
-) -> Result<Option<(&'static str, &'static str)>, DeviceError> {
+/// The option against a replay, for file systems with a journal. They are told by the magic numbers of
+/// their superblocks.
+fn no_replay(device: &dyn BlockDevice) -> Result<Option<&'static str>, DeviceError> {
     let has = |offset: u64, expected: &[u8]| {
         let mut found = vec![0; expected.len()];
         if device.len() < offset + 4096 {
@@ -347,18 +370,18 @@ fn journaled(
             .read_at(offset, &mut found)
             .map(|()| found == expected)
     };
-    // Places and values of the superblocks' magic numbers.
     if has(0x10040, b"_BHRfS_M")? {
-        return Ok(Some(BTRFS));
+        return Ok(Some(BTRFS_NO_REPLAY));
     }
     if has(0, b"XFSB")? {
-        return Ok(Some(XFS));
+        return Ok(Some(XFS_NO_REPLAY));
     }
     if has(0x438, &[0x53, 0xef])? {
         let mut features = [0];
         device.read_at(0x45c, &mut features)?;
+        // Without a journal it is ext2, whose driver does not know the option.
         let has_journal = features[0] & 0x4 != 0;
-        return Ok(has_journal.then_some(EXT));
+        return Ok(has_journal.then_some(EXT_NO_REPLAY));
     }
     Ok(None)
 }
@@ -420,3 +443,6 @@ pub mod testing {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -301,7 +301,7 @@ mod tests {
         let environment = Environment::inherited(&Settings::default());
         let mut lines = Vec::new();
         let finished = run(command, &environment, limit, |line| {
-            lines.push(line.to_owned())
+            lines.push(line.to_owned());
         })
         .unwrap();
         (finished, lines)
