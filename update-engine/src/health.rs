@@ -1,8 +1,8 @@
 //! Whether this boot counts as successful: what the operator's own programs say.
 //!
-//! The original takes a machine for healthy when the daemon has lived for a while. Here the executables
-//! in `/etc/update-engine/health.d` have to agree as well. When to ask and what follows is decided
-//! elsewhere.
+//! The original takes a machine for healthy when the daemon has lived for a while. Here the
+//! executables in `/etc/update-engine/health.d` have to agree as well. When to ask and what follows
+//! is decided elsewhere.
 
 use std::fs;
 use std::io;
@@ -40,8 +40,8 @@ pub enum Health {
 /// [`Settings::health_timeout`], until one fails.
 ///
 /// An exit status of 0 means healthy. Hidden files and files that are not executable are left out,
-/// the latter with a warning. What cannot be run or read counts as unhealthy: a check that an operator
-/// has put there must not be passed by accident.
+/// the latter with a warning. What cannot be run or read counts as unhealthy: a check that an
+/// operator has put there must not be passed by accident.
 pub fn check(root: &Root, settings: &Settings) -> Health {
     let environment = Environment::inherited(settings);
     let programs = match root

@@ -1,8 +1,8 @@
 //! The program of the new version that has the last word: `/postinst` in the target slot.
 //!
 //! It copies what the new version needs outside its slot, and refuses where it could not run. It is
-//! mounted and run as the original does it, with the same arguments and environment. What its refusal
-//! means is decided elsewhere.
+//! mounted and run as the original does it, with the same arguments and environment. What its
+//! refusal means is decided elsewhere.
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder};
@@ -31,8 +31,8 @@ const FIRMWARE_B: i32 = 3;
 ///
 /// Blocks as long as the program runs.
 pub trait PostInstall: Send + Sync {
-    /// Fails when the target cannot be mounted, when the program cannot be run, and when it ends with
-    /// anything but success.
+    /// Fails when the target cannot be mounted, when the program cannot be run, and when it ends
+    /// with anything but success.
     fn run(&self, job: &Job<'_>) -> Result<Outcome, PostInstallError>;
 }
 
@@ -117,7 +117,8 @@ pub struct MountedPostInstall {
 }
 
 impl MountedPostInstall {
-    /// For the machine at `root`. The program itself runs on the running machine, wherever `root` is.
+    /// For the machine at `root`. The program itself runs on the running machine, wherever `root`
+    /// is.
     pub fn new(root: &Root, settings: &Settings) -> Self {
         Self {
             root: root.clone(),
@@ -128,8 +129,8 @@ impl MountedPostInstall {
 
 impl PostInstall for MountedPostInstall {
     fn run(&self, job: &Job<'_>) -> Result<Outcome, PostInstallError> {
-        // With a device node below, the program must run or the update fails. An image file is written
-        // without privileges, and without them there is no mounting it.
+        // With a device node below, the program must run or the update fails. An image file is
+        // written without privileges, and without them there is no mounting it.
         if job.target.node.is_none()
             && let Err(reason) = may_mount_images()
         {
@@ -358,8 +359,8 @@ fn options(slot: &Slot) -> Result<String, PostInstallError> {
     Ok(options.join(","))
 }
 
-/// The option against a replay, for file systems with a journal. They are told by the magic numbers of
-/// their superblocks.
+/// The option against a replay, for file systems with a journal. They are told by the magic numbers
+/// of their superblocks.
 fn no_replay(device: &dyn BlockDevice) -> Result<Option<&'static str>, DeviceError> {
     let has = |offset: u64, expected: &[u8]| {
         let mut found = vec![0; expected.len()];

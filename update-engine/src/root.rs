@@ -1,8 +1,8 @@
 //! Where the machine's files are.
 //!
-//! Everything the updater reads or writes is named by its path on the machine, from `/`, and turned into a
-//! path to open by [`Root::path`]. With `--root DIR` the whole machine is the tree below `DIR`, so that an
-//! unprivileged user can run all of the updater on a folder.
+//! Everything the updater reads or writes is named by its path on the machine, from `/`, and turned
+//! into a path to open by [`Root::path`]. With `--root DIR` the whole machine is the tree below
+//! `DIR`, so that an unprivileged user can run all of the updater on a folder.
 //!
 //! This is a convenience, not a jail: whoever can write to the tree chooses what the updater sees.
 
@@ -50,8 +50,8 @@ impl Root {
 
     /// The path to open for `path` on the machine. The file need not exist.
     ///
-    /// Below a folder, symlinks are followed as the machine itself would follow them: `/oem` in a link is
-    /// the folder's `oem`. `path` must be absolute and free of `..`; a relative path or an
+    /// Below a folder, symlinks are followed as the machine itself would follow them: `/oem` in a
+    /// link is the folder's `oem`. `path` must be absolute and free of `..`; a relative path or an
     /// attempt to climb out gives [`io::ErrorKind::InvalidInput`].
     pub fn path(&self, path: impl AsRef<Path>) -> io::Result<PathBuf> {
         let path = path.as_ref();
@@ -67,8 +67,8 @@ impl Root {
 
     /// The whole content of the file at `path` on the machine, or `None` when there is none.
     ///
-    /// Fails on a file of more than `limit` bytes and on anything that a read could hang on. A link to
-    /// `/dev/null`, the usual way to mask a file, reads as empty.
+    /// Fails on a file of more than `limit` bytes and on anything that a read could hang on. A link
+    /// to `/dev/null`, the usual way to mask a file, reads as empty.
     pub fn read(&self, path: impl AsRef<Path>, limit: u64) -> io::Result<Option<Vec<u8>>> {
         let opened = self.path(path)?;
         let file = match OpenOptions::new()
@@ -101,7 +101,8 @@ impl Root {
         }
     }
 
-    /// As [`Root::read`], as text without surrounding white space. Bytes that are no UTF-8 become U+FFFD.
+    /// As [`Root::read`], as text without surrounding white space. Bytes that are no UTF-8 become
+    /// U+FFFD.
     pub fn read_text(&self, path: impl AsRef<Path>, limit: u64) -> io::Result<Option<String>> {
         let content = self.read(path, limit)?;
         Ok(content.map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned()))

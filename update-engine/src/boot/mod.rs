@@ -1,8 +1,8 @@
 //! The boot attributes of the two slots: which may boot, which boots first.
 //!
 //! The rules and the crash-safe writing are gptprio's. This module says what an update may ask for,
-//! and in which state of the disk: nothing is made unbootable while there is no other way to boot, and
-//! nothing is made active without a [`Proof`]. It does not know what a slot holds.
+//! and in which state of the disk: nothing is made unbootable while there is no other way to boot,
+//! and nothing is made active without a [`Proof`]. It does not know what a slot holds.
 
 use std::sync::Arc;
 
@@ -14,14 +14,14 @@ use crate::platform::{Slot, Slots};
 
 /// Changes the boot attributes of slots.
 ///
-/// Every method reads the partition table anew, repairs a broken copy, and returns when the change is
-/// on the medium and reads back from there. Whenever it is cut short, the table has the old or the new
-/// attributes. Blocks for some seconds at most while another program writes to the disk.
+/// Every method reads the partition table anew, repairs a broken copy, and returns when the change
+/// is on the medium and reads back from there. Whenever it is cut short, the table has the old or
+/// the new attributes. Blocks for some seconds at most while another program writes to the disk.
 pub trait BootControl: Send + Sync {
     /// No selector may boot the target any more. To be done before its first byte is written.
     ///
-    /// Refuses while the running slot is not marked successful, since the target may be the only slot
-    /// that boots.
+    /// Refuses while the running slot is not marked successful, since the target may be the only
+    /// slot that boots.
     fn mark_unbootable(&self, slots: &Slots) -> Result<(), BootError>;
 
     /// The target boots next, with tries; the running slot is the way back. Done again, it changes
@@ -62,7 +62,8 @@ pub enum BootError {
     },
     /// Without the target nothing might boot.
     #[error(
-        "cannot {operation}: {source_slot} runs but is not marked successful, so there would be no way back"
+        "cannot {operation}: {source_slot} runs but is not marked successful, \
+         so there would be no way back"
     )]
     NoWayBack {
         /// Verb and slot.

@@ -1,7 +1,7 @@
 //! The file format: `KEY=value` lines, exactly as the original update_engine reads them.
 //!
-//! No comments, no escapes, no `export`: a line is cut at its first `=` and both halves are taken as they
-//! stand, so `#KEY=x` is a setting of the key `#KEY`. It knows no key by name.
+//! No comments, no escapes, no `export`: a line is cut at its first `=` and both halves are taken
+//! as they stand, so `#KEY=x` is a setting of the key `#KEY`. It knows no key by name.
 
 /// One file, parsed: every setting with its line.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -62,7 +62,8 @@ impl Fragment {
         &self.settings
     }
 
-    /// Lines that have no `=` though they are neither blank nor look like a comment. They set nothing.
+    /// Lines that have no `=` though they are neither blank nor look like a comment. They set
+    /// nothing.
     pub(super) fn stray_lines(&self) -> &[usize] {
         &self.stray_lines
     }

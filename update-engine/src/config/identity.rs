@@ -6,8 +6,8 @@ use crate::root::Root;
 /// A machine id, a boot id or the like is one short line.
 const LINE_LIMIT: u64 = 4096;
 
-/// What an Omaha request says about the machine. A part that the machine does not have is empty, as in the
-/// original.
+/// What an Omaha request says about the machine. A part that the machine does not have is empty, as
+/// in the original.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Identity {
     /// Product GUID in braces.
@@ -35,8 +35,8 @@ pub struct Identity {
 impl Identity {
     /// The identity of the machine at `root` with these settings.
     ///
-    /// A part that cannot be read is logged and left empty: a machine must be able to update even with a broken
-    /// machine id.
+    /// A part that cannot be read is logged and left empty: a machine must be able to update even
+    /// with a broken machine id.
     pub fn load(root: &Root, settings: &Settings) -> Self {
         let boot_id = line(root, "/proc/sys/kernel/random/boot_id");
         Self {

@@ -1,5 +1,5 @@
-//! Every key that the updater knows, as one table: the parser, the defaults and `docs/configuration.md` all
-//! come from it.
+//! Every key that the updater knows, as one table: the parser, the defaults and
+//! `docs/configuration.md` all come from it.
 
 /// One key of the configuration.
 #[derive(Debug)]
@@ -12,8 +12,9 @@ pub struct Key {
     pub default: &'static str,
     /// Which files are searched.
     pub files: Files,
-    /// Whether a bad value stops the updater. For the keys of trust and policy a default in place of what
-    /// was meant could install what must not be installed; for the others a warning is enough.
+    /// Whether a bad value stops the updater. For the keys of trust and policy a default in place
+    /// of what was meant could install what must not be installed; for the others a warning is
+    /// enough.
     pub strict: bool,
     /// What it does.
     pub meaning: &'static str,

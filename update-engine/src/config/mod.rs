@@ -1,9 +1,10 @@
 //! Settings of the updater: files into values.
 //!
-//! The files and keys of the original are read as it reads them, with its order: the first file that contains
-//! a key wins, even with an empty value. In front of them stands `/etc/update-engine/update.conf`, which
-//! overrides every one of their keys and has keys of its own. All files are read anew for every attempt, so
-//! that a change needs no restart. `docs/configuration.md` lists every key; a test holds it to [`KEYS`].
+//! The files and keys of the original are read as it reads them, with its order: the first file
+//! that contains a key wins, even with an empty value. In front of them stands
+//! `/etc/update-engine/update.conf`, which overrides every one of their keys and has keys of its
+//! own. All files are read anew for every attempt, so that a change needs no restart.
+//! `docs/configuration.md` lists every key; a test holds it to [`KEYS`].
 //!
 //! This module decides nothing about updates; it does not know what the server or the disk is.
 
@@ -61,7 +62,8 @@ pub struct Settings {
     pub pcr_policy_server: Option<String>,
     /// Credentials for payload downloads over https.
     pub download_login: Option<Login>,
-    /// `false` on a developer's machine (`/root/.dev_mode` exists): no scheduled checks, no backoff.
+    /// `false` on a developer's machine (`/root/.dev_mode` exists): no scheduled checks, no
+    /// backoff.
     pub official_build: bool,
 
     /// Which public keys count; [`Settings::key_files`] reads them.
@@ -204,7 +206,12 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// There is no public key at all.
-    #[error("there is no public key to check payloads with: neither {default} nor {folder}/*.pem exists, and PUBLIC_KEYS is not set in {OWN_FILE}", default = trust::DEFAULT_KEY, folder = trust::KEY_FOLDER)]
+    #[error(
+        "there is no public key to check payloads with: neither {} nor {}/*.pem exists, \
+         and PUBLIC_KEYS is not set in {OWN_FILE}",
+        trust::DEFAULT_KEY,
+        trust::KEY_FOLDER
+    )]
     NoPublicKey,
 }
 
@@ -440,7 +447,8 @@ impl Reader {
         Ok(parse(key.default).expect("a test reads every default"))
     }
 
-    /// Unlike other keys an empty list is not the default: whoever writes it cannot have meant more trust.
+    /// Unlike other keys an empty list is not the default: whoever writes it cannot have meant more
+    /// trust.
     fn public_keys(&self) -> Result<PublicKeys, ConfigError> {
         match self.own.fragment.get(keys::PUBLIC_KEYS.name) {
             None => Ok(PublicKeys::Installed),
@@ -450,8 +458,8 @@ impl Reader {
         }
     }
 
-    /// Typing errors in our own file. The files of the original hold other programs' keys too, so nothing can
-    /// be said about theirs.
+    /// Typing errors in our own file. The files of the original hold other programs' keys too, so
+    /// nothing can be said about theirs.
     fn warn_of_odd_lines(&mut self) {
         let is_known = |name: &str| {
             let own = KEYS.iter().filter(|key| key.files != Files::Oem);

@@ -1,7 +1,7 @@
 //! The files with the public keys that payloads are checked with.
 //!
-//! This module reads bytes; whether they are keys, the payload crate says. Whatever is wrong with a file is an
-//! error and never a smaller set of keys, and an empty set is an error as well.
+//! This module reads bytes; whether they are keys, the payload crate says. Whatever is wrong with a
+//! file is an error and never a smaller set of keys, and an empty set is an error as well.
 
 use std::fs;
 use std::io;
@@ -28,7 +28,8 @@ pub struct KeyFile {
 impl Settings {
     /// Reads the public key files that these settings name: at least one.
     ///
-    /// Fails when a listed file is missing, when any file cannot be read, and when there is no file at all.
+    /// Fails when a listed file is missing, when any file cannot be read, and when there is no file
+    /// at all.
     pub fn key_files(&self, root: &Root) -> Result<Vec<KeyFile>, ConfigError> {
         let mut files = Vec::new();
         match &self.public_keys {

@@ -1,4 +1,5 @@
-//! Values of keys from their text. An error is the reason in words; who reads the file adds key and line.
+//! Values of keys from their text. An error is the reason in words; who reads the file adds key and
+//! line.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;

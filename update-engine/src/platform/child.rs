@@ -35,9 +35,9 @@ impl Environment {
     /// What the programs of an image need: `PATH`, `LD_LIBRARY_PATH` and the proxies, out of this
     /// process's environment.
     ///
-    /// Each proxy variable is set in lower and upper case, because programs differ in which they read;
-    /// the lower-case one counts where both are there. A proxy in the settings takes the place of all
-    /// of them.
+    /// Each proxy variable is set in lower and upper case, because programs differ in which they
+    /// read; the lower-case one counts where both are there. A proxy in the settings takes the
+    /// place of all of them.
     pub fn inherited(settings: &Settings) -> Self {
         Self::select(settings, std::env::vars_os())
     }
@@ -135,11 +135,19 @@ pub(crate) fn run(
         .stderr(writer)
         // So that a signal reaches what it started as well.
         .process_group(0);
-    let child = command.spawn()?;
-    // The command holds our copies of the writing ends; without them the pipe ends with the program.
+    let mut child = command.spawn()?;
+    // The command holds our copies of the writing ends; without them the pipe ends with the
+    // program.
     drop(command);
     let mut output = Output::of(output);
-    let end = watch(child, &mut output, limit, &mut log)?;
+    let group = i32::try_from(child.id())
+        .map(Pid::from_raw)
+        .map_err(io::Error::other)?;
+    let end = watch(&mut child, group, &mut output, limit, &mut log).inspect_err(|_| {
+        // Nobody watches it any more, so it must not go on.
+        let _ = killpg(group, Signal::SIGKILL);
+        let _ = child.wait();
+    })?;
     output.read_available(&mut log)?;
     output.end_line(&mut log);
     Ok(Finished {
@@ -149,14 +157,12 @@ pub(crate) fn run(
 }
 
 fn watch(
-    mut child: Child,
+    child: &mut Child,
+    group: Pid,
     output: &mut Output,
     limit: Duration,
     log: &mut impl FnMut(&str),
 ) -> io::Result<End> {
-    let group = i32::try_from(child.id())
-        .map(Pid::from_raw)
-        .map_err(io::Error::other)?;
     let mut deadline = Instant::now().checked_add(limit);
     let mut signals = [Signal::SIGTERM, Signal::SIGKILL].into_iter();
     let mut timed_out = false;
@@ -173,7 +179,8 @@ fn watch(
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             timed_out = true;
             if let Some(signal) = signals.next() {
-                // The group is gone when the program ended in this moment; the next round sees that.
+                // The group is gone when the program ended in this moment; the next round sees
+                // that.
                 let _ = killpg(group, signal);
             }
             deadline = Instant::now().checked_add(GRACE);

@@ -21,8 +21,8 @@ impl KernelFiles {
     /// The files of these slots.
     ///
     /// Kernels are in `/boot/coreos` if there is one already and in `/boot/flatcar` otherwise: a
-    /// machine that became Flatcar by update still boots from the old folder, and a kernel in the other
-    /// one would never be started.
+    /// machine that became Flatcar by update still boots from the old folder, and a kernel in the
+    /// other one would never be started.
     pub fn of(root: &Root, settings: &Settings, slots: &Slots) -> Result<Self, PlatformError> {
         let family = if has_kernel(root, "coreos")? {
             "coreos"

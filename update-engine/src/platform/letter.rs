@@ -32,8 +32,8 @@ impl Letter {
         Self::of_guid(partition.unique_guid).or_else(|| Self::of_label(&partition.name))
     }
 
-    /// The identities that every CoreOS and Flatcar disk has. The boot loader goes by them alone when
-    /// it chooses the kernel.
+    /// The identities that every CoreOS and Flatcar disk has. The boot loader goes by them alone
+    /// when it chooses the kernel.
     fn of_guid(guid: Guid) -> Option<Self> {
         match guid {
             USR_A => Some(Self::A),
@@ -69,10 +69,10 @@ const USR_B: Guid = Guid::from_fields(
 
 /// The letter of every slot, by partition number.
 ///
-/// Each slot is asked for its identity, then for its label. Those that say nothing get the free letters
-/// in order of their numbers. An error, in words, when two slots say the same or one contradicts itself:
-/// the boot loader and the programs of an image go by different ones of these signs, so that a
-/// contradiction would end with the kernel of one slot and the system of another.
+/// Each slot is asked for its identity, then for its label. Those that say nothing get the free
+/// letters in order of their numbers. An error, in words, when two slots say the same or one
+/// contradicts itself: the boot loader and the programs of an image go by different ones of these
+/// signs, so that a contradiction would end with the kernel of one slot and the system of another.
 pub(super) fn assign(slots: &[Partition]) -> Result<BTreeMap<u32, Letter>, String> {
     let mut owners: BTreeMap<Letter, u32> = BTreeMap::new();
     for slot in slots {

@@ -12,8 +12,8 @@ const LOCK_FILE: &str = "/run/update_engine.lock";
 /// The right to install on this machine. Given back when dropped, or by the kernel when the process
 /// ends in whatever way.
 ///
-/// It keeps whole updaters apart, from first write to flip. [`gptprio::FileDevice`] has a lock of its
-/// own, on the disk, that keeps single changes of the partition table apart.
+/// It keeps whole updaters apart, from first write to flip. [`gptprio::FileDevice`] has a lock of
+/// its own, on the disk, that keeps single changes of the partition table apart.
 #[derive(Debug)]
 pub struct UpdateLock {
     _file: File,

@@ -1,12 +1,13 @@
-//! The machine below the updater: which slot runs, which one is the target, and where their files are.
+//! The machine below the updater: which slot runs, which one is the target, and where their files
+//! are.
 //!
-//! What is mounted at `/usr` leads through mappings and loop devices to a partition, the partition to
-//! its disk, and the disk's table to the other partition of the slot type. Nothing is assumed about
-//! names, numbers or sector sizes, and nothing is guessed: what does not add up is an error that says
-//! what was looked at.
+//! What is mounted at `/usr` leads through mappings and loop devices to a partition, the partition
+//! to its disk, and the disk's table to the other partition of the slot type. Nothing is assumed
+//! about names, numbers or sector sizes, and nothing is guessed: what does not add up is an error
+//! that says what was looked at.
 //!
-//! Reading the kernel's tables is kept apart from deciding ([`slots::choose`]). This module changes
-//! nothing and knows nothing of updates.
+//! Reading the kernel's tables is kept apart from deciding. This module changes nothing and knows
+//! nothing of updates.
 
 pub(crate) mod child;
 mod kernel_files;
@@ -49,7 +50,8 @@ pub enum PlatformError {
     },
     /// The kernel knows no device for a mount.
     #[error(
-        "cannot tell the running slot: no block device in /sys belongs to {source_node}, mounted at {mount_point}"
+        "cannot tell the running slot: no block device in /sys belongs to {source_node}, \
+         mounted at {mount_point}"
     )]
     UnknownDevice {
         /// What the mount table names.
@@ -90,10 +92,10 @@ pub enum PlatformError {
         problem: SlotProblem,
     },
     /// Something uses the partition that would be overwritten.
-    #[error("the target slot {} is in use by {user}; stop that first", node.display())]
+    #[error("the target {target} is in use by {user}; stop that first")]
     TargetInUse {
-        /// Its node.
-        node: PathBuf,
+        /// Which slot.
+        target: String,
         /// A mount point or a mapped device.
         user: String,
     },
@@ -125,7 +127,8 @@ pub enum SlotProblem {
     },
     /// The table has no such partition.
     #[error(
-        "the system runs from partition {number}, which the table does not have; restart the machine to make kernel and table agree"
+        "the system runs from partition {number}, which the table does not have; \
+         restart the machine to make kernel and table agree"
     )]
     NoPartition {
         /// As the kernel says.
@@ -133,8 +136,8 @@ pub enum SlotProblem {
     },
     /// The table says that the partition is elsewhere.
     #[error(
-        "partition {number} begins at byte {in_table} in the table, but at {in_kernel} for the kernel; \
-         restart the machine to make them agree"
+        "partition {number} begins at byte {in_table} in the table, but at {in_kernel} for the \
+         kernel; restart the machine to make them agree"
     )]
     Moved {
         /// The partition.

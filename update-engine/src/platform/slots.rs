@@ -82,8 +82,9 @@ impl Discovery {
     /// kernel's tables and the device nodes are.
     ///
     /// When there are more than two slots, the target is the one whose loss costs least: one that
-    /// cannot boot before one that can, then the lowest priority, then the highest number. Fails with
-    /// [`PlatformError::TargetInUse`] when anything is mounted from the target or mapped onto it.
+    /// cannot boot before one that can, then the lowest priority, then the highest number. Fails
+    /// with [`PlatformError::TargetInUse`] when anything is mounted from the target or mapped onto
+    /// it.
     pub fn find(&self, root: &Root, slot_type: Guid) -> Result<Slots, PlatformError> {
         let mounts = mounts::read(root)?;
         let (disk, device, booted) = match self {
@@ -118,8 +119,8 @@ impl Discovery {
 }
 
 impl Slots {
-    /// Opens the whole disk, for its partition table. With [`Access::ReadWrite`] it is locked against
-    /// other writers as long as the device lives; in an image file that excludes
+    /// Opens the whole disk, for its partition table. With [`Access::ReadWrite`] it is locked
+    /// against other writers as long as the device lives; in an image file that excludes
     /// [`Slot::open_for_writing`].
     pub fn open_disk(&self, access: Access) -> Result<FileDevice, DeviceError> {
         FileDevice::open(&self.disk, access)
@@ -176,7 +177,7 @@ impl Slots {
         mounts: &[Mount],
         disk: Option<&Device>,
     ) -> Result<(), PlatformError> {
-        let (Some(disk), Some(node)) = (disk, &self.target.node) else {
+        let Some(disk) = disk else {
             return Ok(());
         };
         let failed = reading(&"/sys");
@@ -199,7 +200,7 @@ impl Slots {
         };
         match user {
             Some(user) => Err(PlatformError::TargetInUse {
-                node: node.clone(),
+                target: self.target.to_string(),
                 user,
             }),
             None => Ok(()),
@@ -442,7 +443,8 @@ fn descend(root: &Root, mut device: Device, mount_point: &str) -> Result<Place, 
     )
 }
 
-/// The node of a partition as a path to open, when the kernel knows the partition and the node exists.
+/// The node of a partition as a path to open, when the kernel knows the partition and the node
+/// exists.
 fn node_of(
     root: &Root,
     disk: Option<&Device>,

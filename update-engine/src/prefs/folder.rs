@@ -14,8 +14,8 @@ use super::{Key, MAX_VALUE, StateStore, StoreError};
 ///
 /// A commit writes `.KEY.new` beside the file, syncs it, renames it over the file and syncs the
 /// folder: at every instant the file is the whole old or the whole new value. A lock on the folder
-/// keeps commits of other threads and processes apart. Only regular files are read, so that neither a
-/// link nor a FIFO in the folder can lead a privileged reader elsewhere or make it wait.
+/// keeps commits of other threads and processes apart. Only regular files are read, so that neither
+/// a link nor a FIFO in the folder can lead a privileged reader elsewhere or make it wait.
 #[derive(Debug)]
 pub struct Prefs {
     dir: PathBuf,
@@ -74,7 +74,8 @@ impl StateStore for Prefs {
         check_length(key, value)?;
         let new = self.dir.join(format!(".{key}.new"));
         self.change(key, || {
-            // What a killed commit has left behind. Never written into: it could be anything by now.
+            // What a killed commit has left behind. Never written into: it could be anything by
+            // now.
             remove_if_there(&new)?;
             let mut file = OpenOptions::new()
                 .write(true)
@@ -112,7 +113,8 @@ fn create(dir: &Path) -> io::Result<()> {
     if let Some(parent) = dir.parent() {
         fs::create_dir_all(parent)?;
         DirBuilder::new().mode(0o700).create(dir)?;
-        // The mode above is cut by the umask of the daemon, which takes the search bit from everybody.
+        // The mode above is cut by the umask of the daemon, which takes the search bit from
+        // everybody.
         fs::set_permissions(dir, Permissions::from_mode(0o700))?;
         File::open(parent)?.sync_all()?;
     }

@@ -79,9 +79,10 @@ impl fmt::Display for Key {
 /// Keeps values by key through crashes and power cuts.
 ///
 /// The contract, which every implementation passes as a test:
-/// - When [`StateStore::commit`] or [`StateStore::remove`] returns `Ok`, the change survives a power
-///   cut.
-/// - When it returns an error or the machine dies inside, the key has its old or its new value, whole.
+/// - When [`StateStore::commit`] or [`StateStore::remove`] returns `Ok`, the change survives a
+///   power cut.
+/// - When it returns an error or the machine dies inside, the key has its old or its new value,
+///   whole.
 /// - Every commit makes the value younger, also when its bytes do not change.
 pub trait StateStore: Send + Sync {
     /// The value of `key`, `None` when it has none.

@@ -79,7 +79,8 @@ impl StateStore for MemoryStore {
 pub enum Fault {
     /// It fails and the old value stays, as when the disk is full.
     Lost,
-    /// It fails though the new value is there, as when the folder cannot be synced after the rename.
+    /// It fails though the new value is there, as when the folder cannot be synced after the
+    /// rename.
     Landed,
 }
 

@@ -48,12 +48,12 @@ impl Machine {
         dir
     }
 
-    /// A disk with this table and its partitions, as the kernel shows them. The major device number is
-    /// 8 and the length of the name.
+    /// A disk with this table and its partitions, as the kernel shows them. The major device number
+    /// is 8 and the length of the name.
     fn disk(&self, name: &str, separator: &str, sector_size: u32, layout: &Layout) {
         let major = 8 + u64::try_from(name.len()).unwrap();
         self.device(name, &format!("{major}:0"), None);
-        let disk = image(layout, sector_size);
+        let disk = image_of(layout, sector_size);
         self.write(&format!("/dev/{}", name.replace('!', "/")), disk.to_bytes());
         for partition in Gpt::read(&disk).unwrap().partitions() {
             let number = partition.number;
@@ -121,7 +121,7 @@ fn words(error: &dyn Error) -> String {
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
-fn image(layout: &Layout, sector_size: u32) -> FakeDisk {
+fn image_of(layout: &Layout, sector_size: u32) -> FakeDisk {
     let disk = FakeDisk::new(sector_size, layout.disk_len(sector_size));
     layout.write_to(&disk);
     disk
@@ -260,7 +260,7 @@ fn without_mountinfo_the_older_table_does() {
 #[test]
 fn a_loop_device_over_an_image_is_found_by_where_it_begins() {
     let layout = Layout::two_slots();
-    let disk = image(&layout, 512);
+    let disk = image_of(&layout, 512);
     let start = Gpt::read(&disk).unwrap().partition(4).unwrap().first_lba * 512;
     let mut machine = Machine::new();
     machine.write("/images/disk.img", disk.to_bytes());
@@ -294,7 +294,7 @@ fn of_several_targets_the_one_whose_loss_costs_least_is_chosen() {
         for (number, attributes) in (1..).zip(attributes) {
             layout = layout.partition(number, "", USR_TYPE, 4096, *attributes);
         }
-        let gpt = Gpt::read(&image(&layout, 512)).unwrap();
+        let gpt = Gpt::read(&image_of(&layout, 512)).unwrap();
         let choice = choose(&gpt, USR_TYPE, Booted::Letter(Letter::A)).unwrap();
         assert_eq!((choice.source.number, choice.target.number), (1, expected));
     }
@@ -417,7 +417,7 @@ fn a_system_that_is_on_no_partition_is_refused_with_the_way_that_was_followed() 
         ),
         (
             &|machine| {
-                machine.write("/disk.img", image(&Layout::two_slots(), 512).to_bytes());
+                machine.write("/disk.img", image_of(&Layout::two_slots(), 512).to_bytes());
                 machine.loop_device("loop0", "7:0", "/disk.img", 512);
                 machine.mount("7:0", usr.0, usr.1, "/dev/loop0");
             },
@@ -437,13 +437,15 @@ fn a_target_that_something_uses_is_not_touched() {
     let machine = |point: &str| {
         let mut machine = Machine::new();
         machine.disk("sda", "", 512, &Layout::two_slots());
-        machine.write("/dev/sda4", [0; 64 << 10]);
         machine.mount("11:3", "/usr", "ext4", "/dev/sda3");
         machine.mount("11:4", point, "ext4", "/dev/sda4");
         machine
     };
     let error = machine("/mnt").refused();
-    assert!(error.contains("/dev/sda4 is in use by /mnt"), "{error}");
+    assert!(
+        error.ends_with("/dev/sda) is in use by /mnt; stop that first"),
+        "{error}"
+    );
     machine(postinst::MOUNT_POINT).discover().unwrap();
 
     let mut machine = Machine::new();
@@ -452,13 +454,16 @@ fn a_target_that_something_uses_is_not_touched() {
     machine.mount("11:3", "/usr", "ext4", "/dev/sda3");
     machine.write("/sys/devices/block/sda/sda4/holders/dm-3", "");
     let error = machine.refused();
-    assert!(error.contains("/dev/sda4 is in use by dm-3"), "{error}");
+    assert!(
+        error.ends_with("/dev/sda) is in use by dm-3; stop that first"),
+        "{error}"
+    );
 }
 
 #[test]
 fn of_an_image_file_the_user_says_which_slot_runs() {
     let machine = Machine::new();
-    machine.write("/disk.img", image(&Layout::two_slots(), 4096).to_bytes());
+    machine.write("/disk.img", image_of(&Layout::two_slots(), 4096).to_bytes());
     let root = Root::at(machine.dir.path()).unwrap();
     let image = machine.path("/disk.img");
     let find = |disk: &str, booted: &str| {
@@ -487,4 +492,96 @@ fn of_an_image_file_the_user_says_which_slot_runs() {
         words(&error).contains("empty.img: no valid partition table"),
         "{error}"
     );
+}
+
+/// A disk image behind a real loop device with its partitions; taken down when dropped.
+struct LoopDisk {
+    node: PathBuf,
+    _image: tempfile::NamedTempFile,
+}
+
+impl LoopDisk {
+    /// `None`, with the reason printed, where this process may not make one.
+    fn attach(sector_size: u32) -> Option<Self> {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        let disk = image_of(&Layout::two_slots_of(1 << 20), sector_size);
+        fs::write(image.path(), disk.to_bytes()).unwrap();
+        let size = sector_size.to_string();
+        let path = image.path().to_str().unwrap().to_owned();
+        let attach = || -> Result<Self, String> {
+            let disk = Self {
+                node: tool(&["losetup", "--show", "-f", "-b", &size, &path])?.into(),
+                _image: image,
+            };
+            // Kernels do not look for partitions on loop devices by themselves.
+            tool(&["partx", "-a", disk.node.to_str().unwrap()])?;
+            Ok(disk)
+        };
+        attach()
+            .map_err(|reason| eprintln!("skipped: {reason}"))
+            .ok()
+    }
+}
+
+impl Drop for LoopDisk {
+    fn drop(&mut self) {
+        let node = self.node.to_str().unwrap();
+        let _ = tool(&["partx", "-d", node]);
+        let _ = tool(&["losetup", "-d", node]);
+    }
+}
+
+fn tool(words: &[&str]) -> Result<String, String> {
+    let output = std::process::Command::new(words[0])
+        .args(&words[1..])
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .output()
+        .map_err(|error| format!("{words:?}: {error}"))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    if output.status.success() {
+        Ok(text(&output.stdout))
+    } else {
+        Err(format!("{words:?}: {}", text(&output.stderr)))
+    }
+}
+
+#[test]
+fn on_a_real_disk_the_kernels_partitions_are_the_slots() {
+    for sector_size in [512, 4096] {
+        let Some(disk) = LoopDisk::attach(sector_size) else {
+            return;
+        };
+        let discovery = Discovery::Image {
+            disk: disk.node.clone(),
+            booted: Letter::A,
+        };
+        let find = || discovery.find(&Root::system(), USR_TYPE);
+        let slots = find().unwrap();
+        let node = PathBuf::from(format!("{}p4", disk.node.display()));
+        assert_eq!(slots.target.node, Some(node.clone()));
+        {
+            let target = slots.target.open_for_writing().unwrap();
+            assert_eq!(target.sector_size(), sector_size);
+            target.write_at(0, &[7; 4096]).unwrap();
+            target.sync().unwrap();
+        }
+        let whole = slots.open_disk(Access::ReadOnly).unwrap();
+        let mut bytes = [0; 4096];
+        whole
+            .read_medium_at(slots.target.start, &mut bytes)
+            .unwrap();
+        assert_eq!(bytes, [7; 4096], "partition and window are the same place");
+
+        let place = tempfile::tempdir().unwrap();
+        let (node, place) = (node.to_str().unwrap(), place.path().to_str().unwrap());
+        tool(&["mke2fs", "-q", node]).unwrap();
+        tool(&["mount", "-o", "ro", node, place]).unwrap();
+        let error = find().map(|_| ()).map_err(|error| words(&error));
+        tool(&["umount", place]).unwrap();
+        let error = error.unwrap_err();
+        assert!(
+            error.ends_with(&format!("is in use by {place}; stop that first")),
+            "{error}"
+        );
+    }
 }
