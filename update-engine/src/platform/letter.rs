@@ -9,22 +9,22 @@ use gptprio::{Guid, Partition};
 
 /// Name of a slot: A for USR-A, B for USR-B. Kernel and PCR policy files carry it too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Letter(u8);
+pub struct Letter(char);
 
 impl Letter {
     /// Slot A.
-    pub const A: Self = Self(b'A');
+    pub const A: Self = Self('A');
     /// Slot B.
-    pub const B: Self = Self(b'B');
+    pub const B: Self = Self('B');
 
     /// The letter as in file names: `a` in `vmlinuz-a`.
     pub fn lower(self) -> char {
-        char::from(self.0.to_ascii_lowercase())
+        self.0.to_ascii_lowercase()
     }
 
     /// The letter `index` places after A.
     fn nth(index: u8) -> Option<Self> {
-        (index < 26).then(|| Self(b'A' + index))
+        (index < 26).then(|| Self(char::from(b'A' + index)))
     }
 
     /// What the partition says about itself.
@@ -46,7 +46,7 @@ impl Letter {
     fn of_label(label: &str) -> Option<Self> {
         let (_, suffix) = label.rsplit_once('-')?;
         match suffix.as_bytes() {
-            [letter @ b'A'..=b'Z'] => Some(Self(*letter)),
+            [letter @ b'A'..=b'Z'] => Some(Self(char::from(*letter))),
             _ => None,
         }
     }
@@ -109,7 +109,7 @@ pub(super) fn assign(slots: &[Partition]) -> Result<BTreeMap<u32, Letter>, Strin
 
 impl fmt::Display for Letter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", char::from(self.0))
+        write!(f, "{}", self.0)
     }
 }
 
@@ -123,7 +123,9 @@ impl FromStr for Letter {
 
     fn from_str(text: &str) -> Result<Self, ParseLetterError> {
         match text.as_bytes() {
-            [letter] if letter.is_ascii_alphabetic() => Ok(Self(letter.to_ascii_uppercase())),
+            [letter] if letter.is_ascii_alphabetic() => {
+                Ok(Self(char::from(letter.to_ascii_uppercase())))
+            }
             _ => Err(ParseLetterError),
         }
     }

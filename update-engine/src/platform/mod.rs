@@ -60,7 +60,10 @@ pub enum PlatformError {
         mount_point: String,
     },
     /// The system's device is not on a partition.
-    #[error("cannot tell the running slot: {trail}, which {problem}")]
+    #[error(
+        "cannot tell the running slot: {trail}, which {problem}; \
+         for a disk image give --disk and --booted-slot"
+    )]
     NotOnPartition {
         /// From the mount downwards, such as `/usr is on dm-0 on ram0`.
         trail: String,
