@@ -130,7 +130,12 @@ start_daemon() {
 <busconfig>
   <listen>unix:path=$work/bus</listen>
   <auth>EXTERNAL</auth>
-  <policy context="default"><allow own="*"/><allow send_destination="*"/></policy>
+  <policy context="default">
+    <allow user="*"/>
+    <allow own="*"/>
+    <allow send_destination="*"/>
+    <allow receive_sender="*"/>
+  </policy>
 </busconfig>
 END
     start dbus-daemon --config-file=bus.conf --nofork --nopidfile
