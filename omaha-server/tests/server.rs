@@ -385,7 +385,7 @@ async fn requests_that_are_no_requests_are_refused_in_words() {
             ("hello", "content outside of the root element at byte 0\n"),
             (
                 "<!DOCTYPE a><request/>",
-                "document type declaration refused at byte 0\n",
+                "a document type declaration (DOCTYPE) is refused, at byte 0\n",
             ),
             (
                 "<response/>",

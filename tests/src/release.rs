@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use crate::omaha::Offer;
 use crate::process::run;
-use crate::programs::program;
+use crate::programs::{program, system_tool};
 
 const MAKE_LIMIT: Duration = Duration::from_secs(120);
 
@@ -23,8 +23,8 @@ const MAKE_LIMIT: Duration = Duration::from_secs(120);
 pub struct Recipe {
     /// Its version.
     pub version: &'static str,
-    /// Bytes of the image, a multiple of 4096.
-    pub image_size: usize,
+    /// Bytes of the one file in the image, which is little larger.
+    pub content_size: usize,
     /// Bytes of the kernel.
     pub kernel_size: usize,
     /// Fixture key that signs it, `ed25519` for example.
@@ -35,7 +35,7 @@ impl Default for Recipe {
     fn default() -> Self {
         Self {
             version: "2.0.0",
-            image_size: 8 << 20,
+            content_size: 8 << 20,
             kernel_size: 100_000,
             key: "ed25519",
         }
@@ -63,7 +63,7 @@ impl Release {
     /// The `payload` command fails.
     pub fn make(recipe: Recipe) -> Result<Self> {
         let folder = TempDir::new()?;
-        let image = content(recipe.version, recipe.image_size);
+        let image = squashfs(folder.path(), &content(recipe.version, recipe.content_size))?;
         let kernel = content(&format!("kernel {}", recipe.version), recipe.kernel_size);
         let path = |name| folder.path().join(name);
         fs::write(path("usr.img"), &image)?;
@@ -105,6 +105,29 @@ impl Release {
             sha256: STANDARD.encode(Sha256::digest(&*self.payload)),
         }
     }
+}
+
+/// A file system that holds one file of this content, as it is: not compressed,
+/// so that the payload decides what becomes small. Real, because a machine that
+/// runs as root looks into it for a post-install program.
+fn squashfs(folder: &Path, content: &[u8]) -> Result<Vec<u8>> {
+    let (tree, image) = (folder.join("tree"), folder.join("tree.img"));
+    fs::create_dir(&tree)?;
+    fs::write(tree.join("content"), content)?;
+    let mut mksquashfs = system_tool("mksquashfs");
+    mksquashfs.arg(&tree).arg(&image).args([
+        "-noappend",
+        "-noInodeCompression",
+        "-noDataCompression",
+        "-noFragmentCompression",
+        "-noIdTableCompression",
+        "-quiet",
+        "-no-progress",
+    ]);
+    run(&mut mksquashfs, MAKE_LIMIT)?
+        .success()
+        .context("mksquashfs")?;
+    Ok(fs::read(image)?)
 }
 
 /// Public half of a fixture key.

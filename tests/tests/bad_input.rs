@@ -159,7 +159,7 @@ fn cases() -> Vec<Case> {
             name: "target too small",
             slot_size: 4 << 20,
             code: 28,
-            words: &["8388608", "4194304"],
+            words: &["bytes, slot B", "4194304"],
             ..Case::default()
         },
         Case {
@@ -205,7 +205,7 @@ fn cases() -> Vec<Case> {
             name: "hash mismatch in the data",
             payload: |payload, _| whole(payload, Fault::FlipBitAt(3_000_000)),
             code: 29,
-            words: &["operation", "hash"],
+            words: &["operation 3", "SHA-256", "does not match"],
             disk: Disk::TargetUnbootable,
             ..Case::default()
         },

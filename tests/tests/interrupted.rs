@@ -17,7 +17,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 #[test]
 fn ten_kills_at_random_moments_download_nothing_again_that_was_applied() {
     let release = Release::make(Recipe {
-        image_size: 48 << 20,
+        content_size: 48 << 20,
         ..Recipe::default()
     })
     .unwrap();

@@ -20,7 +20,7 @@ const ROUNDS: usize = 3;
 #[tokio::test]
 async fn every_method_answers_within_100_ms_while_an_install_runs() {
     let release = Release::make(Recipe {
-        image_size: 48 << 20,
+        content_size: 48 << 20,
         ..Recipe::default()
     })
     .unwrap();

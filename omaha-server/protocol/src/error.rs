@@ -30,7 +30,7 @@ pub enum ProtocolError {
         position: usize,
     },
     /// A document type declaration: never needed, and the door to entity tricks.
-    #[error("document type declaration refused at byte {position}")]
+    #[error("a document type declaration (DOCTYPE) is refused, at byte {position}")]
     Doctype {
         /// Where.
         position: usize,

@@ -3,6 +3,7 @@
 //! out: [`Application`] → [`Payload`] → [`Written`] → [`Proof`].
 
 use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -280,18 +281,21 @@ impl Application {
         let kernel = manifest.part(Target::Kernel).and_then(|part| part.old);
         if let (Some(old), Some(target)) = (kernel, &sink.kernel) {
             let path = &self.plan.files.source_kernel;
-            let copied = fs::read(path).and_then(|content| {
-                fs::write(&target.path, &content)?;
-                Ok(content)
-            });
-            let content =
-                copied.map_err(|error| file_error("copy the running kernel", path, error))?;
-            let within = content.get(..usize::try_from(old.size).unwrap_or(usize::MAX));
-            same_source(
-                "kernel",
-                &old,
-                Sha256::digest(within.unwrap_or(&content)).into(),
-            )?;
+            let copy = || {
+                let source = File::open(path)?;
+                if source.metadata()?.len() < old.size {
+                    // Certainly another kernel; its hash then says so.
+                    return for_each_chunk(0, |_, _| Ok(()), |_, _| Ok(()));
+                }
+                for_each_chunk(
+                    old.size,
+                    |offset, buffer| source.read_exact_at(buffer, offset),
+                    |offset, data| target.file.write_all_at(data, offset),
+                )
+            };
+            let hash =
+                copy().map_err(|error| file_error("copy the running kernel", path, error))?;
+            same_source("kernel", &old, hash)?;
         }
         Ok(())
     }
@@ -448,9 +452,7 @@ impl PartFile {
             drop_cached_pages(&self.file);
             for_each_chunk(
                 info.size,
-                |offset, buffer| {
-                    std::os::unix::fs::FileExt::read_exact_at(&self.file, buffer, offset)
-                },
+                |offset, buffer| self.file.read_exact_at(buffer, offset),
                 |_, _| Ok(()),
             )
         };
