@@ -15,7 +15,7 @@ use super::{Engine, VOLATILE_STATE, World};
 use crate::boot::GptBoot;
 use crate::config::Settings;
 use crate::error::UpdateError;
-use crate::install::{self, Ended, Observer, StateFolders, Surroundings};
+use crate::install::{self, Ended, Observer, SlotDevices, StateFolders, Surroundings};
 use crate::machine::{Event, Failure, InstallFailure};
 use crate::net::Patience;
 use crate::plan::InstallPlan;
@@ -77,6 +77,7 @@ impl World {
         Ok(Surroundings {
             transport: Arc::clone(&attempt.transport),
             patience: Patience::default(),
+            slots: Arc::new(SlotDevices),
             boot: Arc::new(GptBoot::new(settings)),
             postinst: Arc::new(MountedPostInstall::new(&self.root, settings)),
             root: self.root.clone(),

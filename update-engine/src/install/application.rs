@@ -230,8 +230,10 @@ impl Application {
 
     fn open_sink(&self, manifest: &Manifest) -> Result<Sink, UpdateError> {
         let target = &self.plan.slots.target;
-        let partition = target
-            .open_for_writing()
+        let partition = self
+            .surroundings
+            .slots
+            .open_target(target)
             .map_err(|error| device_error("open the target slot", target, error))?;
         let files = &self.plan.files;
         // A file is made only when the payload has something for it.
@@ -257,8 +259,10 @@ impl Application {
     fn copy_old_images(&self, manifest: &Manifest, sink: &Sink) -> Result<(), UpdateError> {
         if let Some(old) = manifest.partition.old {
             let source = &self.plan.slots.source;
-            let device = source
-                .open_for_reading()
+            let device = self
+                .surroundings
+                .slots
+                .open_source(source)
                 .map_err(|error| device_error("open the running slot", source, error))?;
             if old.size > device.len() || old.size > sink.partition.len() {
                 return Err(UpdateError::TooSmall {

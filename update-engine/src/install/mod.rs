@@ -11,6 +11,7 @@ mod checkpoint;
 mod decoders;
 mod proof;
 mod slot_image;
+mod slot_opener;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 pub use proof::Proof;
+pub use slot_opener::{SlotDevices, SlotOpener};
 
 use crate::boot::BootControl;
 use crate::error::{TransportError, UpdateError};
@@ -54,6 +56,8 @@ pub struct Surroundings {
     pub transport: Arc<dyn Transport>,
     /// How slow a download may be.
     pub patience: Patience,
+    /// The bytes of the slots.
+    pub slots: Arc<dyn SlotOpener>,
     /// The boot attributes.
     pub boot: Arc<dyn BootControl>,
     /// The new image's own last word.
