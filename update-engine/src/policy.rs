@@ -114,8 +114,8 @@ mod tests {
         }
     }
 
-    fn verdict(version: &str, rules: Rules, history: History) -> &'static str {
-        match decide(&offer(version), &rules, &history) {
+    fn verdict(version: &str, rules: &Rules, history: &History) -> &'static str {
+        match decide(&offer(version), rules, history) {
             Decision::Allowed => "allowed",
             Decision::Deferred(_) => "deferred",
             Decision::Ignored(_) => "ignored",
@@ -130,10 +130,7 @@ mod tests {
             ..History::default()
         };
         for version in ["", "1.0.0", "2.0.0", "3.0.0"] {
-            assert_eq!(
-                verdict(version, Rules::default(), history.clone()),
-                "allowed"
-            );
+            assert_eq!(verdict(version, &Rules::default(), &history), "allowed");
         }
     }
 
@@ -155,7 +152,7 @@ mod tests {
             refuse_downgrade: true,
             ..Rules::default()
         };
-        assert_eq!(verdict("1.0.0", unknown(), History::default()), "allowed");
+        assert_eq!(verdict("1.0.0", &unknown(), &History::default()), "allowed");
         let table = [
             ("4152.2.0", floor("4152.10.0"), "ignored"),
             ("4152.10.0", floor("4152.2.0"), "allowed"),
@@ -189,7 +186,7 @@ mod tests {
         ];
         for (version, rules, expected) in table {
             assert_eq!(
-                verdict(version, rules.clone(), running()),
+                verdict(version, &rules, &running()),
                 expected,
                 "{version} {rules:?}"
             );
@@ -202,8 +199,8 @@ mod tests {
             quarantined: vec!["3.0.0".to_owned()],
             ..History::default()
         };
-        assert_eq!(verdict("3.0.0", Rules::default(), history()), "ignored");
-        assert_eq!(verdict("3.0.1", Rules::default(), history()), "allowed");
+        assert_eq!(verdict("3.0.0", &Rules::default(), &history()), "ignored");
+        assert_eq!(verdict("3.0.1", &Rules::default(), &history()), "allowed");
     }
 
     #[test]
@@ -212,7 +209,7 @@ mod tests {
             unproven: Some("50-database failed".to_owned()),
             ..History::default()
         };
-        assert_eq!(verdict("3.0.0", Rules::default(), history), "deferred");
+        assert_eq!(verdict("3.0.0", &Rules::default(), &history), "deferred");
     }
 
     #[test]
@@ -221,6 +218,6 @@ mod tests {
             waiting_until: Some(5),
             ..History::default()
         };
-        assert_eq!(verdict("3.0.0", Rules::default(), history), "backoff");
+        assert_eq!(verdict("3.0.0", &Rules::default(), &history), "backoff");
     }
 }

@@ -202,7 +202,7 @@ impl Engine {
             Effect::Ping => self.start_ping(),
             Effect::Install(plan) => self.start_installation(*plan),
             Effect::StopInstall => self.cancel.cancel(),
-            Effect::ReportFailure(failure) => self.start_failure_report(failure),
+            Effect::ReportFailure(failure) => self.start_failure_report(&failure),
             Effect::WriteMarker => self.write_marker(),
             Effect::RemoveMarker => self.remove_marker(),
             Effect::AnswerReset(allowed) => {
@@ -254,7 +254,7 @@ impl Engine {
                     world
                         .reporter
                         .report(&attempt, &attempt.ping(), Keep::No)
-                        .await
+                        .await;
                 }
                 Err(error) => tracing::warn!(error = error.words(), "cannot ping the server"),
             }
@@ -262,21 +262,21 @@ impl Engine {
         });
     }
 
-    fn start_failure_report(&self, failure: Failure) {
+    fn start_failure_report(&self, failure: &Failure) {
         tracing::error!(code = failure.code, "{}", failure.words);
         let Some(attempt) = self.attempt.clone() else {
             let _ = self.sender.send(Event::FailureReported);
             return;
         };
         let (world, sender) = (Arc::clone(&self.world), self.sender.clone());
+        let event = omaha::failure(failure.code, attempt.flags(failure.resumed));
+        // What goes wrong with the server's own answers is stale by the time that a
+        // kept event would reach it.
+        let keep = match failure.code {
+            30 | 31 | 34 | 2000.. => Keep::No,
+            _ => Keep::Yes,
+        };
         tokio::spawn(async move {
-            let event = omaha::failure(failure.code, attempt.flags(failure.resumed));
-            // What goes wrong with the server's own answers is stale by the time
-            // that a kept event would reach it.
-            let keep = match failure.code {
-                30 | 31 | 34 | 2000.. => Keep::No,
-                _ => Keep::Yes,
-            };
             world
                 .reporter
                 .report(&attempt, &attempt.event(event), keep)

@@ -326,7 +326,7 @@ impl Application {
             }
             Target::Kernel => sink.apply_to_file(sink.kernel.as_ref(), &operation, decoded)?,
             Target::PcrPolicy => {
-                sink.apply_to_file(sink.pcr_policy.as_ref(), &operation, decoded)?
+                sink.apply_to_file(sink.pcr_policy.as_ref(), &operation, decoded)?;
             }
             Target::Unknown(kind) => {
                 tracing::debug!(kind, "an operation of an unknown procedure is skipped");

@@ -160,7 +160,7 @@ impl Checkpoints {
 }
 
 fn encode(record: &Record) -> Result<Vec<u8>, UpdateError> {
-    serde_json::to_vec(record).map_err(|error| state_error(error))
+    serde_json::to_vec(record).map_err(state_error)
 }
 
 fn read_record(path: &Path) -> Option<Record> {
@@ -190,7 +190,7 @@ fn write_atomically(path: &Path, content: &[u8], durable: bool) -> Result<(), Up
         }
         Ok(())
     };
-    write().map_err(|error| state_error(error))
+    write().map_err(state_error)
 }
 
 fn remove(path: &Path) -> Result<(), UpdateError> {

@@ -102,8 +102,7 @@ mod tests {
             http_status: 503,
             ..Pace::default()
         };
-        let mut minutes =
-            || (next_check(&mut pace, DEFAULT, MIDDLE).as_secs_f64() / 60.0).round() as i64;
+        let mut minutes = || (next_check(&mut pace, DEFAULT, MIDDLE).as_secs() + 30) / 60;
         assert_eq!(
             [minutes(), minutes(), minutes(), minutes()],
             [90, 180, 240, 240]
