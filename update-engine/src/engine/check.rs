@@ -17,6 +17,8 @@ use crate::prefs::{self, FULL_RESPONSE, Key, PREVIOUS_VERSION};
 use crate::retry::RetryState;
 
 const CONTENT_TYPE: &str = "text/xml";
+/// The traditional value of `SERVER` that stops updates and nothing else.
+const DISABLED: &str = "disabled";
 /// Real answers are about a kilobyte.
 const ANSWER_LIMIT: u64 = 1024 * 1024;
 
@@ -72,6 +74,15 @@ enum LastUpdate {
 
 /// Asks the server and decides what to do with the answer.
 pub(super) async fn check(world: Arc<World>, attempt: Arc<Attempt>) -> Checked {
+    if attempt.settings.server == DISABLED {
+        let reason = format!("updates are switched off by SERVER={DISABLED}");
+        let result = CheckResult::NoUpdate { reason };
+        return Checked {
+            poll_interval: 0,
+            http_status: 0,
+            result,
+        };
+    }
     world.reporter.flush(&attempt).await;
     let (status, answer) = match exchange(&world, &attempt).await {
         Ok(exchange) => exchange,

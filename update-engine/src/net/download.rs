@@ -253,3 +253,183 @@ impl<'a> Download<'a> {
         tokio::time::sleep(pause).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::testing::{Piece, ScriptedTransport, Turn};
+
+    const FILE: &[u8] = b"0123456789";
+
+    fn whole(pieces: Vec<Piece>) -> Turn {
+        Turn {
+            status: 200,
+            content_length: Some(10),
+            content_range: None,
+            etag: Some("\"v1\""),
+            pieces,
+        }
+    }
+
+    fn rest(from: u64, pieces: Vec<Piece>) -> Turn {
+        Turn {
+            status: 206,
+            content_length: Some(10 - from),
+            content_range: Some(format!("bytes {from}-9/10")),
+            etag: Some("\"v1\""),
+            pieces,
+        }
+    }
+
+    /// Everything that arrives, and how it ends.
+    async fn play(
+        transport: &ScriptedTransport,
+        from: u64,
+    ) -> (Vec<u8>, Result<(), TransportError>) {
+        let mut download =
+            Download::new(transport, "http://host/file", from, 10, Patience::default());
+        let mut got = Vec::new();
+        loop {
+            match download.next().await {
+                Ok(Some(bytes)) => got.extend_from_slice(&bytes),
+                Ok(None) => return (got, Ok(())),
+                Err(error) => return (got, Err(error)),
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cut_connection_is_taken_up_where_it_stopped_and_only_for_the_same_file() {
+        let transport = ScriptedTransport::new(
+            FILE,
+            [
+                whole(vec![Piece::Bytes(4), Piece::Break]),
+                rest(4, vec![Piece::Bytes(3)]),
+                rest(7, vec![Piece::Bytes(3)]),
+            ],
+        );
+        let (got, end) = play(&transport, 0).await;
+        assert!(end.is_ok(), "{end:?}");
+        assert_eq!(got, FILE);
+        let same = Some("\"v1\"".to_owned());
+        assert_eq!(transport.asked(), [(0, None), (4, same.clone()), (7, same)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_resume_asks_only_for_what_is_missing() {
+        let transport = ScriptedTransport::new(FILE, [rest(6, vec![Piece::Bytes(4)])]);
+        let (got, end) = play(&transport, 6).await;
+        assert!(end.is_ok(), "{end:?}");
+        assert_eq!((got.as_slice(), transport.asked().len()), (&FILE[6..], 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_asked_for_when_nothing_is_missing() {
+        let transport = ScriptedTransport::new(FILE, []);
+        let (got, end) = play(&transport, 10).await;
+        assert!(end.is_ok() && got.is_empty() && transport.asked().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn wrong_answers_are_refused_at_once() {
+        let turn = |from: u64, change: fn(&mut Turn)| {
+            let mut turn = if from == 0 {
+                whole(vec![])
+            } else {
+                rest(from, vec![])
+            };
+            turn.pieces = vec![Piece::Bytes(1); 10];
+            change(&mut turn);
+            (from, turn)
+        };
+        let table = [
+            turn(4, |turn| turn.status = 200),
+            turn(4, |turn| turn.content_range = None),
+            turn(4, |turn| {
+                turn.content_range = Some("bytes 5-9/10".to_owned())
+            }),
+            turn(4, |turn| {
+                turn.content_range = Some("bytes 4-9/11".to_owned())
+            }),
+            turn(4, |turn| {
+                turn.content_range = Some("bytes 4-8/10".to_owned())
+            }),
+            turn(4, |turn| turn.content_length = Some(7)),
+            turn(4, |turn| turn.status = 416),
+            turn(0, |turn| turn.status = 206),
+            turn(0, |turn| turn.status = 204),
+            turn(0, |turn| turn.status = 404),
+            turn(0, |turn| turn.content_length = Some(11)),
+            turn(0, |turn| turn.content_length = Some(9)),
+        ];
+        for (from, turn) in table {
+            let words = format!("{turn:?}");
+            let transport = ScriptedTransport::new(FILE, [turn]);
+            let (got, end) = play(&transport, from).await;
+            assert!(end.is_err() && got.is_empty(), "{words}: {end:?}");
+            assert_eq!(transport.asked().len(), 1, "{words}: asked again");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_endless_body_ends_with_the_announced_size() {
+        let mut turn = whole(vec![Piece::Bytes(10), Piece::Bytes(1), Piece::Bytes(1)]);
+        turn.content_length = None;
+        let transport = ScriptedTransport::new(&b"0123456789abc"[..], [turn]);
+        let (got, end) = play(&transport, 0).await;
+        assert!(
+            matches!(end, Err(TransportError::Long { expected: 10 })),
+            "{end:?}"
+        );
+        assert_eq!(got, FILE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stalled_body_is_given_up_after_the_window_and_taken_up_again() {
+        let transport = ScriptedTransport::new(
+            FILE,
+            [
+                whole(vec![Piece::Bytes(2), Piece::Stall]),
+                rest(2, vec![Piece::Bytes(8)]),
+            ],
+        );
+        let begin = Instant::now();
+        let (got, end) = play(&transport, 0).await;
+        assert!(end.is_ok(), "{end:?}");
+        assert_eq!(got, FILE);
+        let took = begin.elapsed().as_secs();
+        assert!((90..95).contains(&took), "{took} s");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_never_delivers_is_left_to_the_next_check() {
+        let transport = ScriptedTransport::new(FILE, []);
+        let (_, end) = play(&transport, 0).await;
+        assert!(end.is_err());
+        assert_eq!(transport.asked().len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn retries_without_a_byte_between_come_to_an_end() {
+        let cut = |from| rest(from, vec![Piece::Break]);
+        let turns = std::iter::once(whole(vec![Piece::Bytes(5), Piece::Break]))
+            .chain(std::iter::repeat_n(cut(5), 100));
+        let transport = ScriptedTransport::new(FILE, turns);
+        let (got, end) = play(&transport, 0).await;
+        assert!(end.is_err());
+        assert_eq!((got.len(), transport.asked().len()), (5, 21));
+    }
+
+    /// A caller that applies slowly must not look like a server that is slow.
+    #[tokio::test(start_paused = true)]
+    async fn time_spent_by_the_caller_is_no_stall() {
+        let transport = ScriptedTransport::new(FILE, [whole(vec![Piece::Bytes(1); 10])]);
+        let mut download = Download::new(&transport, "u", 0, 10, Patience::default());
+        let mut count = 0;
+        while download.next().await.unwrap().is_some() {
+            count += 1;
+            tokio::time::sleep(Duration::from_secs(60)).await;
+        }
+        assert_eq!((count, transport.asked().len()), (10, 1));
+    }
+}

@@ -3,6 +3,8 @@
 
 mod download;
 mod http;
+#[cfg(test)]
+mod testing;
 
 use std::time::Duration;
 

@@ -154,3 +154,118 @@ fn join(codebase: &str, name: &str) -> String {
     let separator = if codebase.ends_with('/') { "" } else { "/" };
     format!("{codebase}{separator}{name}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HASH: &str = "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=";
+
+    fn answer(check: &str) -> String {
+        format!("<response protocol=\"3.0\"><app appid=\"x\">{check}</app></response>")
+    }
+
+    fn read(document: &str) -> Result<(Answer, u64), UpdateError> {
+        read_answer(&Response::parse(document.as_bytes()).unwrap())
+    }
+
+    fn good() -> String {
+        answer(&format!(
+            "<updatecheck status=\"ok\" PollInterval=\"3600\"><urls><url codebase=\"http://a/x\"/>\
+             <url codebase=\"http://b/\"/></urls><manifest version=\"2.0.0\"><packages>\
+             <package name=\"update.gz\" size=\"1000\"/><package name=\"oem.gz\" size=\"1\"/>\
+             </packages><actions><action event=\"postinstall\" sha256=\"{HASH}\" \
+             DisablePayloadBackoff=\"true\"/></actions></manifest></updatecheck>"
+        ))
+    }
+
+    #[test]
+    fn an_offer_is_the_first_package_with_all_urls() {
+        let (answer, poll) = read(&good()).unwrap();
+        let expected = UpdateOffer {
+            version: "2.0.0".to_owned(),
+            urls: vec![
+                "http://a/x/update.gz".to_owned(),
+                "http://b/update.gz".to_owned(),
+            ],
+            size: 1000,
+            sha256: [7; 32],
+            is_delta: false,
+            disable_backoff: true,
+            max_failures_per_url: 10,
+        };
+        assert_eq!((answer, poll), (Answer::Offer(expected), 3600));
+    }
+
+    #[test]
+    fn a_refusal_in_any_form_is_no_update_now() {
+        for (status, expected) in [
+            ("noupdate", ""),
+            (
+                "error-internal",
+                "the server refuses for now: error-internal",
+            ),
+            (
+                "error-updateInProgressOnInstance",
+                "the server refuses for now: error-updateInProgressOnInstance",
+            ),
+        ] {
+            let document = answer(&format!("<updatecheck status=\"{status}\"/>"));
+            let reason = expected.to_owned();
+            assert_eq!(read(&document).unwrap(), (Answer::NoUpdate { reason }, 0));
+        }
+    }
+
+    #[test]
+    fn whatever_an_offer_lacks_is_named() {
+        let without = |from: &str, to: &str| {
+            let document = good();
+            assert!(document.contains(from), "{from}");
+            document.replace(from, to)
+        };
+        for (document, what) in [
+            (answer(""), "no updatecheck"),
+            (answer("<updatecheck/>"), "without a status"),
+            (
+                answer("<updatecheck status=\"maybe\"/>"),
+                "unknown updatecheck status \"maybe\"",
+            ),
+            (answer("<updatecheck status=\"ok\"/>"), "no manifest"),
+            (without("size=\"1000\"", "size=\"0\""), "size above 0"),
+            (without("size=\"1000\"", "size=\"-5\""), "size above 0"),
+            (
+                without("name=\"update.gz\"", "name=\"\""),
+                "package without a name",
+            ),
+            (
+                without("codebase=\"http://b/\"", "codebase=\"\""),
+                "no url element",
+            ),
+            (
+                without("event=\"postinstall\"", "event=\"update\""),
+                "postinstall",
+            ),
+            (without(HASH, "too short"), "base64 SHA-256"),
+            (without(HASH, ""), "base64 SHA-256"),
+        ] {
+            let error = read(&document).unwrap_err();
+            assert!(error.to_string().contains(what), "{error}");
+            assert_eq!(error.code(), 34);
+        }
+    }
+
+    #[test]
+    fn the_fingerprint_is_the_text_of_the_original() {
+        let Answer::Offer(offer) = read(&good()).unwrap().0 else {
+            panic!("an offer")
+        };
+        assert_eq!(
+            offer.fingerprint(),
+            format!(
+                "NumURLs = 2\nUrl0 = http://a/x/update.gz\nUrl1 = http://b/update.gz\n\
+                 Payload Size = 1000\nPayload Sha256 Hash = {HASH}\nIs Delta Payload = 0\n\
+                 Max Failure Count Per Url = 10\nDisable Payload Backoff = 1\n"
+            )
+        );
+    }
+}
