@@ -28,6 +28,8 @@ readonly image_bytes=300000000 # the new image is at least this large
 readonly memory_limit=$((64 * 1024 * 1024))
 readonly old_version=1.0.0 new_version=2.0.0
 
+started=() # ids of the programs in the background
+
 main() {
     trap clean_up EXIT
     trap 'exit 130' INT TERM
@@ -82,7 +84,7 @@ image() {
 make_disk() {
     step "Make a disk with two slots; version $old_version is in USR-A and runs"
     truncate --size=2300M disk.img
-    run sgdisk \
+    run_quietly sgdisk \
         --new=1:4096:+128M --typecode=1:ef00 --change-name=1:EFI-SYSTEM \
         --new=3:$usr_a_start:+1G --typecode=3:$usr_type --partition-guid=3:$usr_a --change-name=3:USR-A \
         --new=4:$usr_b_start:+1G --typecode=4:$usr_type --partition-guid=4:$usr_b --change-name=4:USR-B \
@@ -112,7 +114,7 @@ start_server() {
 }
 
 start_daemon() {
-    step "Start the machine's message bus and its update daemon, as an ordinary user"
+    step "Start a message bus and the update daemon of a machine that runs version $old_version"
     mkdir -p machine/{etc/flatcar,boot/flatcar,usr/share/flatcar,usr/share/update_engine}
     mkdir -p machine/proc/sys/kernel/random
     echo 0123456789abcdef0123456789abcdef >machine/etc/machine-id
@@ -142,10 +144,16 @@ END
     wait_for "the message bus" test -S bus
     export DBUS_SYSTEM_BUS_ADDRESS=unix:path=$work/bus # for the client
 
-    start update_engine -foreground --root machine --bus "$DBUS_SYSTEM_BUS_ADDRESS" \
-        --disk disk.img --booted-slot A
-    daemon=$!
+    boot_daemon_in A
     run update_engine_client -status
+}
+
+# boot_daemon_in SLOT: starts the daemon as the system in SLOT would.
+boot_daemon_in() {
+    start update_engine -foreground --root machine --bus "$DBUS_SYSTEM_BUS_ADDRESS" \
+        --disk disk.img --booted-slot "$1"
+    daemon=$!
+    wait_for "the update daemon" update_engine_client -status --retry-seconds 1
 }
 
 update() {
@@ -159,6 +167,8 @@ update() {
     result "Took at most $took s. Peak memory of update_engine: $(mebibytes "$peak") MiB" \
         "(limit 64 MiB) for an image of $(mebibytes "$(size_of usr-$new_version.img)") MiB."
     [ "$peak" -lt "$memory_limit" ] || fail "update_engine needed more than 64 MiB"
+    note "What the server heard of it:"
+    result "$(events)"
 }
 
 check_result() {
@@ -185,6 +195,17 @@ fail_to_boot() {
     expect_guid "$(cat last.out)" $usr_a
     run gptprio show disk.img
     note "The machine is back on version $old_version in USR-A."
+
+    step "Back on the old version: the server is told, the bad version is not tried again"
+    stop "$daemon"
+    # What a reboot changes: memory is empty, the boot has another id.
+    rm -rf machine/run machine/var/run
+    echo 22222222-2222-4333-8444-555555555555 >machine/proc/sys/kernel/random/boot_id
+    boot_daemon_in A
+    run update_engine_client -update
+    grep -q "rolled back" last.err || fail "the bad version is not refused"
+    result "$(events | tail -n 2)"
+    expect_next USR-A $usr_a
 }
 
 summarize() {
@@ -194,7 +215,7 @@ summarize() {
   - update_engine needed at most $(mebibytes "$peak") MiB of memory
   - the target slot and the kernel equal the new release byte for byte
   - the running slot was not touched, the partition table is sound
-  - a boot that fails leads back to the old version by itself
+  - a boot that fails leads back to the old version by itself, which reports it and stays
   Whole demo: $SECONDS s.
 END
 }
@@ -227,20 +248,32 @@ fail() {
 # run COMMAND…: shows the command as one would type it and what it prints; its
 # stdout stays in last.out.
 run() {
+    run_quietly "$@"
+    sed 's/^/  /' last.out last.err
+}
+
+# run_quietly COMMAND…: the same without what it prints, unless it fails.
+run_quietly() {
     show_command "$@"
     local status=0
     "$@" >last.out 2>last.err || status=$?
+    [ "$status" = 0 ] && return
     sed 's/^/  /' last.out last.err
-    [ "$status" = 0 ] || fail "$1 ended with exit status $status"
+    fail "$1 ended with exit status $status"
 }
 
 # start COMMAND…: the same in the background; $! is its id, NAME.out and NAME.err
 # hold what it prints.
-started=()
 start() {
     show_command "$@" "&"
     "$@" >"$1.out" 2>"$1.err" &
     started+=("$!")
+}
+
+# stop ID: ends a program that start began.
+stop() {
+    kill "$1" 2>/dev/null || true
+    wait "$1" 2>/dev/null || true
 }
 
 show_command() {
@@ -253,13 +286,16 @@ wait_for() {
     local what=$1
     shift
     for _ in {1..100}; do
-        "$@" 2>/dev/null && return
+        "$@" >/dev/null 2>&1 && return
         sleep 0.1
     done
     fail "$what did not start"
 }
 
 # --- expecting -----------------------------------------------------------------
+
+# What machines have reported to the server so far.
+events() { sed -n 's/^[^ ]* *INFO //; s/ machine=.*//; /^event:/p' omaha-server.err; }
 
 size_of() { stat --format=%s "$1"; }
 mebibytes() { awk -v bytes="$1" 'BEGIN { printf "%.1f", bytes / 1048576 }'; }
@@ -305,7 +341,7 @@ clean_up() {
     local status=$? id
     [ "$status" = 0 ] || show_logs
     for id in "${started[@]}"; do
-        kill "$id" 2>/dev/null && wait "$id" 2>/dev/null
+        stop "$id"
     done
     cd / && rm -rf "${work:-}"
     exit "$status"

@@ -9,7 +9,7 @@ use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::time::Duration;
 
-use payload::{Event, Limits, PayloadStream};
+use payload::{Event, Extent, Limits, PayloadStream};
 use system_tests::disk::Slot;
 use system_tests::fault_server::{Answer, Exchange, Fault};
 use system_tests::machine::Machine;
@@ -70,23 +70,24 @@ fn ten_kills_at_random_moments_download_nothing_again_that_was_applied() {
     assert_eq!(downloads.len(), KILLS + 1, "one download for each start");
     for (resumed, applied) in downloads[1..].iter().zip(applied) {
         // The kill may fall between an operation and the record of it.
-        let due = operations.ends[applied.saturating_sub(1)];
+        let due = operations.in_payload[applied.saturating_sub(1)];
         let from = begin(resumed);
         assert!(
             from >= due,
-            "{applied} operations were applied, which end at {due}; resumed from {from}"
+            "resumed from {from} though {applied} operations, up to {due}, were applied"
         );
     }
     let sent: u64 = downloads.iter().map(|download| download.sent).sum();
     println!("{KILLS} kills, {sent} bytes sent for a payload of {size}");
 }
 
-/// Where the data of the partition's operations ends in the payload file.
+/// The partition's operations: full ones, which fill the image from its begin on.
 struct Operations {
-    /// `ends[n]` when n operations are applied.
-    ends: Vec<u64>,
-    /// Bytes of the image that one operation writes.
-    chunk: usize,
+    /// `in_payload[n]` is where the data of the first n operations ends in the
+    /// payload file.
+    in_payload: Vec<u64>,
+    /// `in_image[n]` is what the first n operations have filled.
+    in_image: Vec<usize>,
 }
 
 impl Operations {
@@ -97,14 +98,23 @@ impl Operations {
             panic!("the release has no manifest");
         };
         let data = u64::try_from(raw.len()).unwrap();
-        let operations = &manifest.partition.operations;
-        let ends = operations
-            .iter()
-            .map(|operation| data + operation.blob.offset + operation.blob.length);
-        Self {
-            chunk: release.image.len().div_ceil(operations.len()),
-            ends: std::iter::once(0).chain(ends).collect(),
+        let mut ends = Self {
+            in_payload: vec![0],
+            in_image: vec![0],
+        };
+        let mut filled = 0;
+        for operation in &manifest.partition.operations {
+            let blob = operation.blob;
+            ends.in_payload.push(data + blob.offset + blob.length);
+            filled += operation
+                .destination
+                .iter()
+                .map(Extent::length)
+                .sum::<u64>();
+            let filled = usize::try_from(filled).unwrap();
+            ends.in_image.push(filled.min(release.image.len()));
         }
+        ends
     }
 
     /// How many operations, from the first on, have reached the disk.
@@ -113,10 +123,9 @@ impl Operations {
             .disk
             .read_slot(Slot::B, release.image.len())
             .unwrap();
-        target
-            .chunks(self.chunk)
-            .zip(release.image.chunks(self.chunk))
-            .take_while(|(is, should)| is == should)
+        self.in_image
+            .windows(2)
+            .take_while(|ends| target[ends[0]..ends[1]] == release.image[ends[0]..ends[1]])
             .count()
     }
 }
