@@ -8,6 +8,8 @@
 
 mod application;
 mod checkpoint;
+#[cfg(test)]
+mod crash_tests;
 mod decoders;
 mod proof;
 mod slot_image;

@@ -1,0 +1,454 @@
+//! A machine with two slots on a disk in memory, and releases to install on it. Only
+//! disk, network and post-install program are made up; all between them is the real
+//! installation.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use gptprio::testing::{FakeDisk, Layout};
+use gptprio::{Attributes, BlockDevice, DeviceError, Gpt, Region, USR_TYPE, select};
+use omaha_protocol::Event as OmahaEvent;
+use payload::make::{PrivateKey, Source};
+use payload::{Event, Limits, PayloadStream, PublicKey, Trust};
+use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
+
+use crate::boot::{BootControl, GptBoot};
+use crate::config::Settings;
+use crate::error::{TransportError, UpdateError};
+use crate::install::{
+    self, Ended, Observer, Proof, SlotOpener, StateFolders, Surroundings, machine,
+};
+use crate::net::{BodyStream, Patience, RangeReply, RangeRequest, Reply, Transport};
+use crate::plan::InstallPlan;
+use crate::platform::{KernelFiles, Letter, Slot, Slots};
+use crate::postinst::{Job, Outcome, PostInstall, PostInstallError};
+use crate::root::Root;
+
+const PRIVATE: &str = include_str!("../../../../fixtures/keys/ed25519_DO_NOT_USE.pem");
+const PUBLIC: &str = include_str!("../../../../fixtures/keys/ed25519.pub.pem");
+
+pub(super) const A: u32 = 3;
+pub(super) const B: u32 = 4;
+
+/// What slot B is before the installation. A always runs and is proven.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SlotB {
+    /// Freshly installed: nothing in it, may not boot.
+    Blank,
+    /// An older version that would boot before A.
+    Preferred,
+    /// As `Preferred`, and the primary copy of the partition table is damaged.
+    PreferredByBackupTable,
+}
+
+/// The machine. A holds `old` from its first to its last byte, B `older`.
+pub(super) struct Machine {
+    pub(super) disk: Arc<FakeDisk>,
+    pub(super) slots: Slots,
+    pub(super) boot_id: String,
+    old: Arc<Vec<u8>>,
+    older: Arc<Vec<u8>>,
+    /// What B's attributes are as long as `older` may boot from it.
+    older_attributes: Attributes,
+    folder: Arc<tempfile::TempDir>,
+    runtime: Arc<Runtime>,
+}
+
+impl Machine {
+    pub(super) fn new(sector_size: u32, slot_len: usize, slot_b: SlotB) -> Self {
+        let attributes = |priority: u8| {
+            Attributes::default()
+                .with_priority(priority)
+                .with_successful(priority > 0)
+        };
+        let len = u64::try_from(slot_len).unwrap();
+        let layout = match slot_b {
+            SlotB::Blank => Layout::two_slots_of(len),
+            SlotB::Preferred | SlotB::PreferredByBackupTable => Layout::empty()
+                .partition(A, "USR-A", USR_TYPE, len, attributes(1))
+                .partition(B, "USR-B", USR_TYPE, len, attributes(2)),
+        };
+        let disk = Arc::new(FakeDisk::new(sector_size, layout.disk_len(sector_size)));
+        layout.write_to(&disk);
+        let slots = slots_of(&disk);
+        let (old, older) = (noise(1, slot_len), noise(2, slot_len));
+        disk.write_at(slots.source.start, &old).unwrap();
+        disk.write_at(slots.target.start, &older).unwrap();
+        if slot_b == SlotB::PreferredByBackupTable {
+            disk.write_at(u64::from(sector_size), &[0; 512]).unwrap();
+        }
+        disk.sync().unwrap();
+        let older_attributes = Gpt::read(&*disk).unwrap().partition(B).unwrap().attributes;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build();
+        Self {
+            disk,
+            slots,
+            boot_id: "first boot".to_owned(),
+            old: Arc::new(old),
+            older: Arc::new(older),
+            older_attributes,
+            folder: Arc::new(folder()),
+            runtime: Arc::new(runtime.unwrap()),
+        }
+    }
+
+    /// The same machine after it lost power: started again, from this disk.
+    pub(super) fn restarted_from(&self, disk: FakeDisk) -> Self {
+        Self {
+            disk: Arc::new(disk),
+            slots: self.slots.clone(),
+            boot_id: "boot after the power cut".to_owned(),
+            old: Arc::clone(&self.old),
+            older: Arc::clone(&self.older),
+            older_attributes: self.older_attributes,
+            folder: Arc::clone(&self.folder),
+            runtime: Arc::clone(&self.runtime),
+        }
+    }
+
+    /// The real boot attributes on this disk.
+    pub(super) fn boot(&self) -> GptBoot {
+        let disk = Arc::clone(&self.disk) as Arc<dyn BlockDevice>;
+        GptBoot::on_disk(disk, &Settings::default())
+    }
+
+    pub(super) fn attempt(&self, release: &Release) -> Attempt<'_> {
+        let path = |name: &str| self.folder.path().join(name);
+        let size = u64::try_from(release.payload.len()).unwrap();
+        let mut plan = InstallPlan::for_tests("2.0.0", size);
+        plan.offer.sha256 = release.sha256();
+        plan.slots = self.slots.clone();
+        plan.files = KernelFiles {
+            source_kernel: path("vmlinuz-a"),
+            target_kernel: path("vmlinuz-b"),
+            target_pcr_policy: path("pcrs-b.zip"),
+        };
+        plan.trust = Trust::new(vec![PublicKey::from_pem(PUBLIC).unwrap()], 1).unwrap();
+        let cancel = CancellationToken::new();
+        Attempt {
+            machine: self,
+            plan,
+            boot: Arc::new(self.boot()),
+            server: Server {
+                file: release.payload.clone(),
+                stop_at: None,
+                cancel: cancel.clone(),
+                asked: Mutex::default(),
+            },
+            cancel,
+        }
+    }
+
+    /// One attempt with nothing special about it.
+    pub(super) fn install(&self, release: &Release) -> Result<Proof, UpdateError> {
+        self.attempt(release).run().0.result
+    }
+
+    /// Number of the slot that boots from `disk`, which must hold a whole image; and the
+    /// running one must be as it always was.
+    pub(super) fn boots(&self, disk: &FakeDisk, release: &Release) -> Result<u32, String> {
+        if !disk.holds(self.slots.source.start, &self.old) {
+            return Err("the running slot was written to".to_owned());
+        }
+        let gpt = Gpt::read(disk).map_err(|error| error.to_string())?;
+        let target = self.slots.target.start;
+        match select(&gpt.slots(USR_TYPE)).slot() {
+            None => Err("nothing boots".to_owned()),
+            Some(slot) if slot.number == A => Ok(A),
+            Some(_) if disk.holds(target, &release.image) => Ok(B),
+            Some(slot)
+                if slot.attributes == self.older_attributes && disk.holds(target, &self.older) =>
+            {
+                Ok(B)
+            }
+            Some(_) => Err("boots the target, which holds no whole image".to_owned()),
+        }
+    }
+
+    /// The new version boots next, complete, kernel and all.
+    pub(super) fn assert_updated(&self, release: &Release, context: &str) {
+        assert_eq!(self.boots(&self.disk, release), Ok(B), "{context}");
+        assert!(
+            self.disk.holds(self.slots.target.start, &release.image),
+            "{context}: the target holds the new image"
+        );
+        let kernel = std::fs::read(self.folder.path().join("vmlinuz-b")).ok();
+        assert!(kernel == release.kernel, "{context}: the new kernel");
+    }
+}
+
+/// One run of the installation, with what is different about it.
+pub(super) struct Attempt<'a> {
+    machine: &'a Machine,
+    pub(super) plan: InstallPlan,
+    pub(super) boot: Arc<dyn BootControl>,
+    server: Server,
+    cancel: CancellationToken,
+}
+
+impl Attempt<'_> {
+    /// The attempt is cancelled when the bytes before `position` were sent.
+    pub(super) fn cancelled_at(mut self, position: u64) -> Self {
+        self.server.stop_at = Some(usize::try_from(position).unwrap());
+        self
+    }
+
+    pub(super) fn booting_by(mut self, boot: impl BootControl + 'static) -> Self {
+        self.boot = Arc::new(boot);
+        self
+    }
+
+    /// How it ended, and the positions from which the server was asked for bytes.
+    pub(super) fn run(self) -> (Ended, Vec<u64>) {
+        let machine = self.machine;
+        let server = Arc::new(self.server);
+        let folder = machine.folder.path();
+        let surroundings = Surroundings {
+            transport: Arc::clone(&server) as Arc<dyn Transport>,
+            patience: Patience {
+                retries: 0,
+                window: Duration::from_secs(60),
+                ..Patience::default()
+            },
+            slots: Arc::new(Windows(Arc::clone(&machine.disk))),
+            boot: self.boot,
+            postinst: Arc::new(Agreeable),
+            state: StateFolders {
+                durable: folder.join("durable"),
+                volatile: folder.join("volatile"),
+                boot_id: machine.boot_id.clone(),
+            },
+            root: Root::at(folder).unwrap(),
+        };
+        let ended = machine.runtime.block_on(install::run(
+            Arc::new(self.plan),
+            Arc::new(surroundings),
+            &Unheard,
+            self.cancel,
+        ));
+        let asked = server.asked.lock().unwrap().clone();
+        (ended, asked)
+    }
+}
+
+/// What a server has to offer.
+#[derive(Clone)]
+pub(super) struct Release {
+    pub(super) payload: Bytes,
+    pub(super) image: Vec<u8>,
+    pub(super) kernel: Option<Vec<u8>>,
+}
+
+impl Release {
+    /// A full payload, signed.
+    pub(super) fn new(image: Vec<u8>, kernel: Option<Vec<u8>>) -> Self {
+        let size = |bytes: &[u8]| u64::try_from(bytes.len()).unwrap();
+        let (mut image_reader, mut kernel_reader) = (&image[..], kernel.as_deref());
+        let mut payload = Vec::new();
+        payload::make::full(
+            Source {
+                size: size(&image),
+                reader: &mut image_reader,
+            },
+            kernel_reader.as_mut().map(|reader| Source {
+                size: size(reader),
+                reader,
+            }),
+            std::io::Cursor::new(Vec::new()),
+            std::num::NonZeroUsize::MIN,
+        )
+        .unwrap()
+        .sign(&[PrivateKey::from_pem(PRIVATE).unwrap()], &mut payload)
+        .unwrap();
+        Self {
+            payload: payload.into(),
+            image,
+            kernel,
+        }
+    }
+
+    /// The same with one bit of the payload changed, announced as what it now is.
+    pub(super) fn with_flipped_bit(&self, byte: usize, bit: u32) -> Self {
+        let mut payload = self.payload.to_vec();
+        payload[byte] ^= 1 << bit;
+        Self {
+            payload: payload.into(),
+            ..self.clone()
+        }
+    }
+
+    pub(super) fn sha256(&self) -> [u8; 32] {
+        use sha2::{Digest, Sha256};
+        Sha256::digest(&self.payload).into()
+    }
+
+    /// Where header and manifest end, and where each operation's data ends.
+    pub(super) fn ends(&self) -> (usize, Vec<u64>) {
+        let mut stream = PayloadStream::new(Limits::default());
+        stream.push(&self.payload);
+        let (mut metadata, mut operations) = (0, Vec::new());
+        while let Some(event) = stream.next_event().unwrap() {
+            match event {
+                Event::Metadata { raw, .. } => metadata = raw.len(),
+                Event::Operation(pending) => operations.push(pending.resume.offset()),
+            }
+        }
+        (metadata, operations)
+    }
+}
+
+/// Bytes without any pattern, the same for the same seed.
+pub(super) fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut random = Random(seed);
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        bytes.extend(random.next().to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+/// SplitMix64.
+pub(super) struct Random(pub(super) u64);
+
+impl Random {
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    pub(super) fn below(&mut self, limit: usize) -> usize {
+        let limit = u64::try_from(limit).unwrap();
+        usize::try_from(self.next() % limit).unwrap()
+    }
+}
+
+/// In memory where the system has such a place, because an installation syncs files often.
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm")
+        .or_else(|_| tempfile::tempdir())
+        .unwrap()
+}
+
+fn slots_of(disk: &FakeDisk) -> Slots {
+    let gpt = Gpt::read(disk).unwrap();
+    let slot = |letter: &str, number| {
+        let partition = gpt.partition(number).unwrap();
+        let range = gpt.byte_range(&partition).unwrap();
+        Slot {
+            letter: letter.parse::<Letter>().unwrap(),
+            number,
+            unique_guid: partition.unique_guid,
+            start: range.start,
+            size: range.end - range.start,
+            disk: "disk in memory".into(),
+            node: None,
+        }
+    };
+    Slots {
+        disk: "disk in memory".into(),
+        slot_type: USR_TYPE,
+        source: slot("A", A),
+        target: slot("B", B),
+    }
+}
+
+/// The slots as parts of the one disk.
+struct Windows(Arc<FakeDisk>);
+
+impl SlotOpener for Windows {
+    fn open_source(&self, slot: &Slot) -> Result<Arc<dyn BlockDevice>, DeviceError> {
+        self.open_target(slot)
+    }
+
+    fn open_target(&self, slot: &Slot) -> Result<Arc<dyn BlockDevice>, DeviceError> {
+        let window = Region::new(Arc::clone(&self.0), slot.start, slot.size)?;
+        Ok(Arc::new(window))
+    }
+}
+
+struct Server {
+    file: Bytes,
+    stop_at: Option<usize>,
+    cancel: CancellationToken,
+    asked: Mutex<Vec<u64>>,
+}
+
+impl Transport for Server {
+    fn post<'a>(
+        &'a self,
+        _: &'a str,
+        _: &'static str,
+        _: Bytes,
+        _: u64,
+    ) -> BoxFuture<'a, Result<Reply, TransportError>> {
+        unreachable!("no payload of these tests has a PCR policy")
+    }
+
+    fn get<'a>(
+        &'a self,
+        request: RangeRequest<'a>,
+    ) -> BoxFuture<'a, Result<RangeReply, TransportError>> {
+        self.asked.lock().unwrap().push(request.from);
+        let size = self.file.len();
+        let from = usize::try_from(request.from).unwrap();
+        let reply = RangeReply {
+            status: if from == 0 { 200 } else { 206 },
+            content_length: None,
+            content_range: Some(format!("bytes {from}-{}/{size}", size - 1)),
+            etag: None,
+            body: Box::new(Body {
+                left: self.file.slice(from..self.stop_at.unwrap_or(size)),
+                cancel: self.stop_at.map(|_| self.cancel.clone()),
+            }),
+        };
+        Box::pin(async { Ok(reply) })
+    }
+}
+
+struct Body {
+    left: Bytes,
+    /// To be cancelled at the end, which then never comes.
+    cancel: Option<CancellationToken>,
+}
+
+impl BodyStream for Body {
+    fn chunk(&mut self) -> BoxFuture<'_, Result<Option<Bytes>, TransportError>> {
+        const CHUNK: usize = 64 * 1024;
+        Box::pin(async {
+            if !self.left.is_empty() {
+                return Ok(Some(self.left.split_to(self.left.len().min(CHUNK))));
+            }
+            if let Some(cancel) = &self.cancel {
+                cancel.cancel();
+                std::future::pending::<()>().await;
+            }
+            Ok(None)
+        })
+    }
+}
+
+struct Agreeable;
+
+impl PostInstall for Agreeable {
+    fn run(&self, _: &Job<'_>) -> Result<Outcome, PostInstallError> {
+        Ok(Outcome::Done)
+    }
+}
+
+struct Unheard;
+
+impl Observer for Unheard {
+    fn observe(&self, _: machine::Event) {}
+
+    fn report<'a>(&'a self, _: OmahaEvent) -> BoxFuture<'a, ()> {
+        Box::pin(async {})
+    }
+}
