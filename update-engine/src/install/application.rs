@@ -345,15 +345,18 @@ impl Application {
 
     /// The installation ends here, unfinished. Keeps or forgets how far it got.
     pub(super) fn give_up(self, keep: bool) {
-        let result = if keep {
-            match (&self.sink, self.stream.manifest()) {
-                (Some(sink), Some(_)) => sink.sync(),
-                _ => Ok(()),
-            }
+        let synced = match &self.sink {
+            Some(sink) if keep => sink.sync(),
+            _ => Ok(()),
+        };
+        // A failed sync may have dropped what was written, and the next one would
+        // not say so again.
+        let cleared = if keep && synced.is_ok() {
+            Ok(())
         } else {
             self.checkpoints.clear()
         };
-        if let Err(error) = result {
+        if let Err(error) = synced.and(cleared) {
             tracing::warn!(error = error.words(), "cannot put the checkpoint in order");
         }
     }

@@ -323,6 +323,21 @@ fn an_installation_stopped_after_any_operation_goes_on_where_it_was() {
     assert_eq!(asked, [0]);
 }
 
+#[test]
+fn a_stopped_installation_whose_bytes_could_not_be_synced_starts_over() {
+    let release = Release::new(patterned(2 * MIB), None);
+    let (_, ends) = release.ends();
+    let machine = Machine::new(512, 2 * MIB, SlotB::Blank);
+    // The first two mark the target.
+    machine.disk.fail_sync(2, Fault::Eio);
+    let (ended, _) = machine.attempt(&release).cancelled_at(ends[0]).run();
+    assert!(matches!(ended.result, Err(UpdateError::Cancelled)));
+    let (ended, asked) = machine.attempt(&release).run();
+    ended.result.unwrap();
+    assert_eq!(asked, [0]);
+    machine.assert_updated(&release, "the second attempt");
+}
+
 /// An image of noise, which takes one operation per MiB.
 fn release(blocks: usize) -> Release {
     Release::new(noise(3, blocks * BLOCK), None)
