@@ -4,7 +4,7 @@
 
 mod machine;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use gptprio::testing::{CrashStates, FakeDisk, Fault, Report, WriteLog};
@@ -321,6 +321,125 @@ fn an_installation_stopped_after_any_operation_goes_on_where_it_was() {
     let (ended, asked) = machine.attempt(&release).run();
     ended.result.unwrap();
     assert_eq!(asked, [0]);
+}
+
+/// Of the bytes written since the last commit any may be lost, and the record of this
+/// boot is gone.
+#[test]
+fn after_a_power_cut_only_what_was_committed_is_not_downloaded_again() {
+    const SIZE: usize = 36 * MIB;
+    let release = Release::new(noise(3, SIZE), None);
+    let (_, ends) = release.ends();
+    let machine = Machine::new(4096, SIZE, SlotB::Blank);
+    let cuts = Arc::new(Mutex::new(Vec::new()));
+    let watcher = {
+        let (machine, cuts) = (machine.clone(), Arc::clone(&cuts));
+        move |write| {
+            if [5, 31, 32, 35].contains(&write) {
+                cuts.lock().unwrap().push((write, machine.power_cut(write)));
+            }
+        }
+    };
+    let (ended, _) = machine.attempt(&release).watched_by(watcher).run();
+    ended.result.unwrap();
+    let cuts = std::mem::take(&mut *cuts.lock().unwrap());
+    assert_eq!(cuts.len(), 4, "one write for each operation");
+    for (write, machine) in cuts {
+        let context = format!("power cut before write {write}");
+        assert_eq!(machine.boots(&machine.disk, &release), Ok(A), "{context}");
+        let (ended, asked) = machine.attempt(&release).run();
+        ended.result.expect(&context);
+        let committed = if write < 32 { 0 } else { ends[31] };
+        assert_eq!(asked, [committed], "{context}");
+        machine.assert_updated(&release, &context);
+    }
+}
+
+#[test]
+fn a_delta_in_place_goes_on_after_a_stop_and_starts_over_after_faults_and_power_cuts() {
+    let (release, old, kernel) = Release::delta();
+    let machine = || Machine::running(old.clone(), Some(&kernel), 4096, SlotB::Preferred);
+    let (_, ends) = release.ends();
+    let first = machine();
+    let (writes, syncs) = requests(&first, &release);
+    first.assert_updated(&release, "undisturbed");
+
+    // All would take minutes.
+    let some = |all: u64| (0..all).step_by(usize::try_from(all / 6).unwrap().max(1));
+    for operation in some(u64::try_from(ends.len()).unwrap()) {
+        let end = ends[usize::try_from(operation).unwrap()];
+        let machine = machine();
+        machine.attempt(&release).cancelled_at(end).run();
+        let (ended, asked) = machine.attempt(&release).run();
+        let context = format!("stopped after operation {operation}");
+        ended.result.expect(&context);
+        assert_eq!(asked, [end], "{context}");
+        machine.assert_updated(&release, &context);
+    }
+    let places = some(writes)
+        .map(|number| (Request::Write, number))
+        .chain((0..syncs).map(|number| (Request::Sync, number)));
+    for (request, number) in places {
+        let context = format!("fault at {request:?} {number}");
+        let machine = machine();
+        match request {
+            Request::Write => machine.disk.fail_write(number, Fault::Eio),
+            Request::Sync => machine.disk.fail_sync(number, Fault::Eio),
+        }
+        machine.install(&release).expect_err(&context);
+        machine.boots(&machine.disk, &release).expect(&context);
+        machine.install(&release).expect(&context);
+        machine.assert_updated(&release, &context);
+    }
+    for write in some(writes) {
+        let context = format!("power cut at write {write}");
+        let machine = machine();
+        machine.disk.cut_power_after(write);
+        machine.install(&release).expect_err(&context);
+        let again = machine.power_cut(write);
+        assert!(again.boots(&again.disk, &release).is_ok(), "{context}");
+        if again.boots(&again.disk, &release) == Ok(A) {
+            again.install(&release).expect(&context);
+            again.assert_updated(&release, &context);
+        }
+    }
+    println!(
+        "delta of {} operations, {writes} writes and {syncs} syncs",
+        ends.len()
+    );
+}
+
+/// Between two writes of one operation as well: what cannot be repeated starts over.
+#[test]
+fn an_installation_killed_before_any_write_is_finished_by_the_next() {
+    let (delta, old, kernel) = Release::delta();
+    let full = Release::new(patterned(3 * MIB), Some(noise(9, 70_000)));
+    let (mut kills, mut resumed) = (0, 0);
+    for (name, release, every) in [("full", full, 1), ("delta", delta, 4)] {
+        let machine = Machine::running(old.clone(), Some(&kernel), 4096, SlotB::Preferred);
+        let killed = Arc::new(Mutex::new(Vec::new()));
+        let watcher = {
+            let (machine, killed) = (machine.clone(), Arc::clone(&killed));
+            move |write| {
+                if write % every == 0 {
+                    killed.lock().unwrap().push((write, machine.killed()));
+                }
+            }
+        };
+        let (ended, _) = machine.attempt(&release).watched_by(watcher).run();
+        ended.result.unwrap();
+        for (write, machine) in std::mem::take(&mut *killed.lock().unwrap()) {
+            let context = format!("{name} killed before write {write}");
+            assert_eq!(machine.boots(&machine.disk, &release), Ok(A), "{context}");
+            let (ended, _) = machine.attempt(&release).run();
+            ended.result.expect(&context);
+            machine.assert_updated(&release, &context);
+            kills += 1;
+            resumed += u32::from(ended.resumed);
+        }
+    }
+    println!("killed {kills} times, {resumed} went on from where they were, all updated");
+    assert!(resumed > 0 && resumed < kills);
 }
 
 #[test]

@@ -2,6 +2,8 @@
 //! disk, network and post-install program are made up; all between them is the real
 //! installation.
 
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -45,10 +47,11 @@ pub(super) enum SlotB {
 }
 
 /// The machine. A holds `old` from its first to its last byte, B `older`.
+#[derive(Clone)]
 pub(super) struct Machine {
     pub(super) disk: Arc<FakeDisk>,
     pub(super) slots: Slots,
-    pub(super) boot_id: String,
+    boot_id: String,
     old: Arc<Vec<u8>>,
     older: Arc<Vec<u8>>,
     /// What B's attributes are as long as `older` may boot from it.
@@ -59,6 +62,17 @@ pub(super) struct Machine {
 
 impl Machine {
     pub(super) fn new(sector_size: u32, slot_len: usize, slot_b: SlotB) -> Self {
+        Self::running(noise(1, slot_len), None, sector_size, slot_b)
+    }
+
+    /// One whose slots are as large as the image that A holds.
+    pub(super) fn running(
+        old: Vec<u8>,
+        kernel: Option<&[u8]>,
+        sector_size: u32,
+        slot_b: SlotB,
+    ) -> Self {
+        let slot_len = old.len();
         let attributes = |priority: u8| {
             Attributes::default()
                 .with_priority(priority)
@@ -74,7 +88,7 @@ impl Machine {
         let disk = Arc::new(FakeDisk::new(sector_size, layout.disk_len(sector_size)));
         layout.write_to(&disk);
         let slots = slots_of(&disk);
-        let (old, older) = (noise(1, slot_len), noise(2, slot_len));
+        let older = noise(2, slot_len);
         disk.write_at(slots.source.start, &old).unwrap();
         disk.write_at(slots.target.start, &older).unwrap();
         if slot_b == SlotB::PreferredByBackupTable {
@@ -85,6 +99,10 @@ impl Machine {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build();
+        let folder = folder();
+        if let Some(kernel) = kernel {
+            std::fs::write(folder.path().join("vmlinuz-a"), kernel).unwrap();
+        }
         Self {
             disk,
             slots,
@@ -92,9 +110,38 @@ impl Machine {
             old: Arc::new(old),
             older: Arc::new(older),
             older_attributes,
-            folder: Arc::new(folder()),
+            folder: Arc::new(folder),
             runtime: Arc::new(runtime.unwrap()),
         }
+    }
+
+    /// What a power cut at this moment would leave: of the sectors that no sync brought
+    /// to the medium any half, and of the folders those that last.
+    pub(super) fn power_cut(&self, seed: u64) -> Self {
+        let mut random = Random(seed);
+        let disk = self.disk.after_power_cut(|_| random.below(2) == 0);
+        Self {
+            folder: self.copy_of(&["durable", "vmlinuz-a", "vmlinuz-b"]),
+            ..self.restarted_from(disk)
+        }
+    }
+
+    /// What `kill -9` at this moment would leave: everything that was written.
+    pub(super) fn killed(&self) -> Self {
+        let disk = FakeDisk::from_bytes(self.disk.sector_size(), self.disk.to_bytes());
+        Self {
+            folder: self.copy_of(&["durable", "volatile", "vmlinuz-a", "vmlinuz-b"]),
+            boot_id: self.boot_id.clone(),
+            ..self.restarted_from(disk)
+        }
+    }
+
+    fn copy_of(&self, kept: &[&str]) -> Arc<tempfile::TempDir> {
+        let copy = folder();
+        for name in kept {
+            copy_tree(&self.folder.path().join(name), &copy.path().join(name));
+        }
+        Arc::new(copy)
     }
 
     /// The same machine after it lost power: started again, from this disk.
@@ -128,12 +175,13 @@ impl Machine {
             target_kernel: path("vmlinuz-b"),
             target_pcr_policy: path("pcrs-b.zip"),
         };
-        plan.trust = Trust::new(vec![PublicKey::from_pem(PUBLIC).unwrap()], 1).unwrap();
+        plan.trust = Trust::new(vec![PublicKey::from_pem(release.signer).unwrap()], 1).unwrap();
         let cancel = CancellationToken::new();
         Attempt {
             machine: self,
             plan,
             boot: Arc::new(self.boot()),
+            before_write: None,
             server: Server {
                 file: release.payload.clone(),
                 stop_at: None,
@@ -185,8 +233,9 @@ impl Machine {
 /// One run of the installation, with what is different about it.
 pub(super) struct Attempt<'a> {
     machine: &'a Machine,
-    pub(super) plan: InstallPlan,
-    pub(super) boot: Arc<dyn BootControl>,
+    plan: InstallPlan,
+    boot: Arc<dyn BootControl>,
+    before_write: Option<BeforeWrite>,
     server: Server,
     cancel: CancellationToken,
 }
@@ -203,6 +252,12 @@ impl Attempt<'_> {
         self
     }
 
+    /// Calls `look` before each write to the target, with the number of the write.
+    pub(super) fn watched_by(mut self, look: impl Fn(u64) + Send + Sync + 'static) -> Self {
+        self.before_write = Some(Arc::new(look));
+        self
+    }
+
     /// How it ended, and the positions from which the server was asked for bytes.
     pub(super) fn run(self) -> (Ended, Vec<u64>) {
         let machine = self.machine;
@@ -215,7 +270,10 @@ impl Attempt<'_> {
                 window: Duration::from_secs(60),
                 ..Patience::default()
             },
-            slots: Arc::new(Windows(Arc::clone(&machine.disk))),
+            slots: Arc::new(Windows {
+                disk: Arc::clone(&machine.disk),
+                before_write: self.before_write,
+            }),
             boot: self.boot,
             postinst: Arc::new(Agreeable),
             state: StateFolders {
@@ -242,6 +300,7 @@ pub(super) struct Release {
     pub(super) payload: Bytes,
     pub(super) image: Vec<u8>,
     pub(super) kernel: Option<Vec<u8>>,
+    signer: &'static str,
 }
 
 impl Release {
@@ -269,7 +328,25 @@ impl Release {
             payload: payload.into(),
             image,
             kernel,
+            signer: PUBLIC,
         }
+    }
+
+    /// The original generator's in-place delta of an image and a kernel, and what it is a
+    /// delta of.
+    pub(super) fn delta() -> (Self, Vec<u8>, Vec<u8>) {
+        let read = |name: &str| {
+            let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/crau-v1");
+            std::fs::read(format!("{folder}/{name}")).unwrap()
+        };
+        let image = |name: &str| zstd::decode_all(&read(name)[..]).unwrap();
+        let release = Self {
+            payload: read("delta.payload").into(),
+            image: image("new.img.zst"),
+            kernel: Some(image("kernel-new.zst")),
+            signer: include_str!("../../../../fixtures/crau-v1/key.pub.pem"),
+        };
+        (release, image("old.img.zst"), image("kernel-old.zst"))
     }
 
     /// The same with one bit of the payload changed, announced as what it now is.
@@ -337,6 +414,18 @@ fn folder() -> tempfile::TempDir {
         .unwrap()
 }
 
+fn copy_tree(from: &Path, to: &Path) {
+    if from.is_file() {
+        std::fs::copy(from, to).unwrap();
+    } else if from.is_dir() {
+        std::fs::create_dir_all(to).unwrap();
+        for entry in std::fs::read_dir(from).unwrap() {
+            let name = entry.unwrap().file_name();
+            copy_tree(&from.join(&name), &to.join(&name));
+        }
+    }
+}
+
 fn slots_of(disk: &FakeDisk) -> Slots {
     let gpt = Gpt::read(disk).unwrap();
     let slot = |letter: &str, number| {
@@ -360,17 +449,71 @@ fn slots_of(disk: &FakeDisk) -> Slots {
     }
 }
 
+type BeforeWrite = Arc<dyn Fn(u64) + Send + Sync>;
+
 /// The slots as parts of the one disk.
-struct Windows(Arc<FakeDisk>);
+struct Windows {
+    disk: Arc<FakeDisk>,
+    before_write: Option<BeforeWrite>,
+}
 
 impl SlotOpener for Windows {
     fn open_source(&self, slot: &Slot) -> Result<Arc<dyn BlockDevice>, DeviceError> {
-        self.open_target(slot)
+        Ok(Arc::new(self.window(slot)?))
     }
 
     fn open_target(&self, slot: &Slot) -> Result<Arc<dyn BlockDevice>, DeviceError> {
-        let window = Region::new(Arc::clone(&self.0), slot.start, slot.size)?;
-        Ok(Arc::new(window))
+        Ok(Arc::new(Watched {
+            window: self.window(slot)?,
+            before_write: self.before_write.clone(),
+            writes: AtomicU64::new(0),
+        }))
+    }
+}
+
+impl Windows {
+    fn window(&self, slot: &Slot) -> Result<Region<Arc<FakeDisk>>, DeviceError> {
+        Region::new(Arc::clone(&self.disk), slot.start, slot.size)
+    }
+}
+
+struct Watched {
+    window: Region<Arc<FakeDisk>>,
+    before_write: Option<BeforeWrite>,
+    writes: AtomicU64,
+}
+
+impl BlockDevice for Watched {
+    fn len(&self) -> u64 {
+        self.window.len()
+    }
+
+    fn sector_size(&self) -> u32 {
+        self.window.sector_size()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DeviceError> {
+        self.window.read_at(offset, buffer)
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DeviceError> {
+        let number = self.writes.fetch_add(1, Ordering::Relaxed);
+        if let Some(look) = &self.before_write {
+            look(number);
+        }
+        self.window.write_at(offset, data)
+    }
+
+    fn sync(&self) -> Result<(), DeviceError> {
+        self.window.sync()
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Result<(), DeviceError> {
+        self.window.discard(offset, len)
+    }
+
+    fn read_medium_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DeviceError> {
+        self.window.read_medium_at(offset, buffer)
     }
 }
 
