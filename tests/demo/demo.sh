@@ -8,7 +8,7 @@
 #
 # Everything happens in a temporary folder (2 GB under TMPDIR), which is removed in
 # the end. Exit status 0 means that every step was as expected.
-set -euo pipefail
+set -Eeuo pipefail
 
 programs=$(realpath "${1:-target/release}")
 # The admin tools live in sbin, which ordinary users do not have in PATH.
@@ -32,6 +32,7 @@ started=() # ids of the programs in the background
 
 main() {
     trap clean_up EXIT
+    trap 'fail "line $LINENO: $BASH_COMMAND"' ERR
     trap 'exit 130' INT TERM
     check_tools
     work=$(mktemp -d "${TMPDIR:-/tmp}/update-demo.XXXXXX")
@@ -71,8 +72,9 @@ build_images() {
 
 # image VERSION BYTES: a squashfs of usr-VERSION/ and about BYTES of system files.
 image() {
-    find /usr/bin /usr/sbin /usr/lib /usr/share "$(rustc --print sysroot)" "$programs" \
-        -xdev -type f -readable -printf '%s %p\0' 2>/dev/null |
+    # find ends with status 1 when it may not look into a folder, which is fine.
+    { find /usr/bin /usr/sbin /usr/lib /usr/share "$(rustc --print sysroot)" "$programs" \
+        -xdev -type f -readable -printf '%s %p\0' 2>/dev/null || true; } |
         awk -v RS='\0' -v ORS='\0' -v left="$2" '
             left > 0 { left -= $1; sub(/^[0-9]+ /, ""); print }' >"$1.files"
     # tar ends with status 1 when a file changes while it is read, which is fine.
