@@ -632,11 +632,12 @@ fn drop_cached_pages(file: &File) {
     let _ = posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
 }
 
-/// Decoding threads: every core, within the memory that an updater may take.
+/// Decoding threads. Two are faster than most networks; each one more takes about
+/// ten MiB, and with four an update needs more than the 64 MiB that it may take.
 fn workers() -> usize {
     std::thread::available_parallelism()
         .map_or(1, std::num::NonZero::get)
-        .min(4)
+        .min(2)
 }
 
 fn device_error(
