@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::ops::Range;
+use std::slice;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::vec::Vec;
 
@@ -93,7 +94,7 @@ impl FakeDisk {
     /// Everything written so far counts as being on the medium; later writes are recorded.
     pub fn start_log(&self) {
         let mut state = self.state();
-        state.settle(self.sector_size);
+        state.settle(slice::from_ref(&(0..u64::MAX)), self.sector_size);
         if !state.synced.is_empty() {
             let merged = self.medium(&state);
             state.base = Arc::new(merged);
@@ -130,6 +131,29 @@ impl FakeDisk {
         let mut state = self.state();
         let number = state.syncs + skip;
         state.failing_syncs.insert(number, fault);
+    }
+
+    /// Syncs these ranges of bytes and nothing else, as one request. A partition and its
+    /// disk are such parts where each has a device node with a cache of its own, as
+    /// Linux has it.
+    pub fn sync_parts(&self, parts: &[Range<u64>]) -> Result<(), DeviceError> {
+        let request = ("sync", 0, 0);
+        let mut state = self.state();
+        state.check_power(request)?;
+        let number = state.syncs;
+        state.syncs += 1;
+        if let Some(fault) = state.failing_syncs.remove(&number) {
+            return Err(fault.error(request));
+        }
+        let parts = parts.iter();
+        let parts: Vec<_> = parts
+            .map(|part| self.sectors_of(part.start, part.end - part.start))
+            .collect();
+        state.settle(&parts, self.sector_size);
+        if let Some(log) = &mut state.log {
+            log.push(Event::Sync(parts.into()));
+        }
+        Ok(())
     }
 
     /// After `writes` more write requests every request fails. See
@@ -308,19 +332,7 @@ impl BlockDevice for FakeDisk {
     }
 
     fn sync(&self) -> Result<(), DeviceError> {
-        let request = ("sync", 0, 0);
-        let mut state = self.state();
-        state.check_power(request)?;
-        let number = state.syncs;
-        state.syncs += 1;
-        if let Some(fault) = state.failing_syncs.remove(&number) {
-            return Err(fault.error(request));
-        }
-        state.settle(self.sector_size);
-        if let Some(log) = &mut state.log {
-            log.push(Event::Sync);
-        }
-        Ok(())
+        self.sync_parts(slice::from_ref(&(0..self.len)))
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<(), DeviceError> {
@@ -334,9 +346,13 @@ impl BlockDevice for FakeDisk {
 }
 
 impl State {
-    /// Moves everything from the caches to the medium.
-    fn settle(&mut self, sector_size: usize) {
-        let unsynced = std::mem::take(&mut self.unsynced);
+    /// Moves the sectors with these numbers from the caches to the medium.
+    fn settle(&mut self, parts: &[Range<u64>], sector_size: usize) {
+        let is_synced = |lba: &u64| parts.iter().any(|part| part.contains(lba));
+        let (unsynced, left) = std::mem::take(&mut self.unsynced)
+            .into_iter()
+            .partition::<BTreeMap<_, _>, _>(|(lba, _)| is_synced(lba));
+        self.unsynced = left;
         match Arc::get_mut(&mut self.base) {
             Some(base) if self.synced.is_empty() => {
                 for (lba, sector) in unsynced {
