@@ -2,6 +2,7 @@
 //! disk, network and post-install program are made up; all between them is the real
 //! installation.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -160,8 +161,18 @@ impl Machine {
 
     /// The real boot attributes on this disk.
     pub(super) fn boot(&self) -> GptBoot {
-        let disk = Arc::clone(&self.disk) as Arc<dyn BlockDevice>;
-        GptBoot::on_disk(disk, &Settings::default())
+        let (source, target) = (range(&self.slots.source), range(&self.slots.target));
+        let node = Node {
+            disk: Arc::clone(&self.disk),
+            cached: vec![
+                0..source.start,
+                source.end..target.start,
+                target.end..self.disk.len(),
+            ],
+            before_write: None,
+            writes: AtomicU64::new(0),
+        };
+        GptBoot::on_disk(Arc::new(node), &Settings::default())
     }
 
     pub(super) fn attempt(&self, release: &Release) -> Attempt<'_> {
@@ -270,7 +281,7 @@ impl Attempt<'_> {
                 window: Duration::from_secs(60),
                 ..Patience::default()
             },
-            slots: Arc::new(Windows {
+            slots: Arc::new(Nodes {
                 disk: Arc::clone(&machine.disk),
                 before_write: self.before_write,
             }),
@@ -451,49 +462,60 @@ fn slots_of(disk: &FakeDisk) -> Slots {
 
 type BeforeWrite = Arc<dyn Fn(u64) + Send + Sync>;
 
-/// The slots as parts of the one disk.
-struct Windows {
+/// The device nodes of the slots.
+struct Nodes {
     disk: Arc<FakeDisk>,
     before_write: Option<BeforeWrite>,
 }
 
-impl SlotOpener for Windows {
+impl SlotOpener for Nodes {
     fn open_source(&self, slot: &Slot) -> Result<Arc<dyn BlockDevice>, DeviceError> {
-        Ok(Arc::new(self.window(slot)?))
+        self.open(slot, None)
     }
 
     fn open_target(&self, slot: &Slot) -> Result<Arc<dyn BlockDevice>, DeviceError> {
-        Ok(Arc::new(Watched {
-            window: self.window(slot)?,
-            before_write: self.before_write.clone(),
+        self.open(slot, self.before_write.clone())
+    }
+}
+
+impl Nodes {
+    fn open(
+        &self,
+        slot: &Slot,
+        before_write: Option<BeforeWrite>,
+    ) -> Result<Arc<dyn BlockDevice>, DeviceError> {
+        let node = Node {
+            disk: Arc::clone(&self.disk),
+            cached: vec![range(slot)],
+            before_write,
             writes: AtomicU64::new(0),
-        }))
+        };
+        Ok(Arc::new(Region::new(node, slot.start, slot.size)?))
     }
 }
 
-impl Windows {
-    fn window(&self, slot: &Slot) -> Result<Region<Arc<FakeDisk>>, DeviceError> {
-        Region::new(Arc::clone(&self.disk), slot.start, slot.size)
-    }
-}
-
-struct Watched {
-    window: Region<Arc<FakeDisk>>,
+/// A device node, which has a cache of its own for some parts of the disk. As with
+/// Linux, a sync through the disk's node leaves in the cache what was written through a
+/// partition's.
+struct Node {
+    disk: Arc<FakeDisk>,
+    /// In bytes of the disk.
+    cached: Vec<Range<u64>>,
     before_write: Option<BeforeWrite>,
     writes: AtomicU64,
 }
 
-impl BlockDevice for Watched {
+impl BlockDevice for Node {
     fn len(&self) -> u64 {
-        self.window.len()
+        self.disk.len()
     }
 
     fn sector_size(&self) -> u32 {
-        self.window.sector_size()
+        self.disk.sector_size()
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DeviceError> {
-        self.window.read_at(offset, buffer)
+        self.disk.read_at(offset, buffer)
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DeviceError> {
@@ -501,20 +523,25 @@ impl BlockDevice for Watched {
         if let Some(look) = &self.before_write {
             look(number);
         }
-        self.window.write_at(offset, data)
+        self.disk.write_at(offset, data)
     }
 
     fn sync(&self) -> Result<(), DeviceError> {
-        self.window.sync()
+        self.disk.sync_parts(&self.cached)
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<(), DeviceError> {
-        self.window.discard(offset, len)
+        self.disk.discard(offset, len)
     }
 
     fn read_medium_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DeviceError> {
-        self.window.read_medium_at(offset, buffer)
+        self.disk.read_medium_at(offset, buffer)
     }
+}
+
+/// The bytes of the disk that are the slot's. A comes before B.
+fn range(slot: &Slot) -> Range<u64> {
+    slot.start..slot.start + slot.size
 }
 
 struct Server {
