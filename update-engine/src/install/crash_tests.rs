@@ -440,6 +440,34 @@ fn an_installation_killed_before_any_write_is_finished_by_the_next() {
     assert!(resumed > 0 && resumed < kills);
 }
 
+/// An administrator may have chosen the half-written slot between stop and resume.
+#[test]
+fn a_resumed_installation_marks_its_target_again_before_it_writes() {
+    let release = Release::new(patterned(2 * MIB), None);
+    let (_, ends) = release.ends();
+    let machine = Machine::new(512, 2 * MIB, SlotB::Blank);
+    machine.attempt(&release).cancelled_at(ends[0]).run();
+    let mut gpt = Gpt::read(&*machine.disk).unwrap();
+    let changes = gptprio::set_active(&gpt.slots(USR_TYPE), B, 1).unwrap();
+    gpt.apply(&changes).unwrap();
+    gpt.write(&*machine.disk).unwrap();
+    assert!(machine.boots(&machine.disk, &release).is_err());
+
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let watcher = {
+        let (machine, release, seen) = (machine.clone(), release.clone(), Arc::clone(&seen));
+        move |_| {
+            let medium = machine.disk.after_power_cut(|_| false);
+            let boots = machine.boots(&medium, &release);
+            seen.lock().unwrap().push(boots);
+        }
+    };
+    let (ended, asked) = machine.attempt(&release).watched_by(watcher).run();
+    ended.result.unwrap();
+    assert_eq!(asked, [ends[0]]);
+    assert_eq!(*seen.lock().unwrap(), [Ok(A)]);
+}
+
 #[test]
 fn a_stopped_installation_whose_bytes_could_not_be_synced_starts_over() {
     let release = Release::new(patterned(2 * MIB), None);
