@@ -75,7 +75,9 @@ impl RetryState {
     pub fn failed(&mut self, offer: &UpdateOffer, code: u32, now: i64, roll: u32) {
         match bucket(code) {
             Bucket::Ignore => {}
-            Bucket::CountFailure if self.url_failures + 1 < offer.max_failures_per_url => {
+            Bucket::CountFailure
+                if self.url_failures.saturating_add(1) < offer.max_failures_per_url =>
+            {
                 self.url_failures += 1;
             }
             Bucket::CountFailure | Bucket::NextUrl => {

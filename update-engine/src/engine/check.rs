@@ -83,7 +83,7 @@ pub(super) async fn check(world: Arc<World>, attempt: Arc<Attempt>) -> Checked {
             result,
         };
     }
-    world.reporter.flush(&attempt).await;
+    world.post_kept(&attempt).await;
     let (status, answer) = match exchange(&world, &attempt).await {
         Ok(exchange) => exchange,
         Err(error) => {

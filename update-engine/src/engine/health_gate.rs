@@ -23,12 +23,13 @@ pub(super) struct Gate {
 }
 
 impl Engine {
-    /// With an update applied already, marking the running slot would take the
-    /// new one's place; then nothing is done.
-    pub(super) fn start_health_gate(&self, marker: bool, delay: Duration) {
+    /// With an update applied already in this boot, also one that an operator has
+    /// reset, marking the running slot would take the new one's place; then nothing
+    /// is done. The running slot was proven before that update was installed.
+    pub(super) fn start_health_gate(&self, applied: bool, delay: Duration) {
         let world = Arc::clone(&self.world);
         tokio::spawn(async move {
-            if marker {
+            if applied {
                 world.gate.lock().await.settled = true;
                 return;
             }

@@ -18,6 +18,7 @@ use crate::error::UpdateError;
 use crate::install::{self, Ended, Observer, SlotDevices, StateFolders, Surroundings};
 use crate::machine::{Event, Failure, InstallFailure};
 use crate::net::Patience;
+use crate::omaha::moment;
 use crate::plan::InstallPlan;
 use crate::postinst::MountedPostInstall;
 use crate::prefs::{DELTA_UPDATE_FAILURES, PREVIOUS_VERSION};
@@ -56,12 +57,18 @@ impl World {
         let observer = Reports {
             world: Arc::clone(&self),
             attempt: Arc::clone(&attempt),
-            sender,
+            sender: sender.clone(),
         };
         let ended = install::run(Arc::clone(&plan), surroundings, &observer, cancel).await;
         self.record(&plan, &attempt, &ended);
         match ended.result {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                // Recorded before it is reported: a slow server must not stand between
+                // the flip and what the next start has to know of it.
+                observer.observe(Event::Activated);
+                observer.report(moment::applied()).await;
+                Ok(())
+            }
             Err(error) => Err(failure(&error, ended.resumed)),
         }
     }
@@ -117,6 +124,21 @@ impl World {
         }
     }
 
+    /// The target is overwritten, so an update that waited there for the reboot is
+    /// gone. It was never booted: the next boot must not take it for rolled back.
+    fn forget_update_of(&self, boot_id: &str) -> Result<(), UpdateError> {
+        if self.applied_in(boot_id) {
+            self.keep(PREVIOUS_VERSION, "")?;
+        }
+        Ok(())
+    }
+
+    /// Whether an update was applied in this boot.
+    pub(super) fn applied_in(&self, boot_id: &str) -> bool {
+        self.read(UPDATE_BOOT_ID)
+            .is_ok_and(|id| id.is_some_and(|id| id == boot_id))
+    }
+
     /// The keys that a payload must be signed by. No key, an empty or an
     /// unreadable one: no trust at all.
     pub(super) fn trust(&self, settings: &Settings) -> Result<Trust, UpdateError> {
@@ -157,6 +179,11 @@ struct Reports {
 
 impl Observer for Reports {
     fn observe(&self, event: Event) {
+        if matches!(event, Event::DownloadStarted { .. })
+            && let Err(error) = self.world.forget_update_of(&self.attempt.identity.boot_id)
+        {
+            tracing::error!(error = error.words(), "cannot forget the update before");
+        }
         // The loop is gone only when the daemon ends.
         let _ = self.sender.send(event);
     }
@@ -164,10 +191,7 @@ impl Observer for Reports {
     fn report<'a>(&'a self, event: OmahaEvent) -> BoxFuture<'a, ()> {
         Box::pin(async move {
             let request = self.attempt.event(event);
-            self.world
-                .reporter
-                .report(&self.attempt, &request, Keep::Yes)
-                .await;
+            self.world.report(&self.attempt, request, Keep::Yes).await;
         })
     }
 }

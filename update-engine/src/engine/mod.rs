@@ -17,7 +17,7 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Loaded, Settings};
+use crate::config::{Identity, Loaded, Settings};
 use crate::error::UpdateError;
 use crate::machine::{self, Effect, Event, Failure, Moment, Options, State, Trigger};
 use crate::omaha;
@@ -131,6 +131,7 @@ impl Engine {
         };
         let state = State::start(marker, options(&settings), moment);
         let facts = view::Facts::read(&world, &settings);
+        let applied = world.applied_in(&Identity::load(&world.root, &settings).boot_id);
         let engine = Self {
             world,
             state,
@@ -145,7 +146,7 @@ impl Engine {
             facts,
         };
         engine.publish();
-        engine.start_health_gate(marker, settings.health_delay);
+        engine.start_health_gate(marker || applied, settings.health_delay);
         engine
     }
 
@@ -277,10 +278,7 @@ impl Engine {
             _ => Keep::Yes,
         };
         tokio::spawn(async move {
-            world
-                .reporter
-                .report(&attempt, &attempt.event(event), keep)
-                .await;
+            world.report(&attempt, attempt.event(event), keep).await;
             let _ = sender.send(Event::FailureReported);
         });
     }
@@ -311,13 +309,16 @@ impl Engine {
             .send_replace(view::snapshot(&self.state, &self.facts));
     }
 
-    /// Lets a running installation stop at a recorded point.
+    /// Lets a running installation stop at a recorded point, or end when it is past
+    /// the flip.
     async fn wind_down(mut self) {
         self.cancel.cancel();
         let busy = |state: &State| {
             matches!(
                 state.phase,
-                machine::Phase::UpdateAvailable | machine::Phase::Downloading
+                machine::Phase::UpdateAvailable
+                    | machine::Phase::Downloading
+                    | machine::Phase::Finalizing
             )
         };
         let limit = Instant::now() + Duration::from_secs(20);

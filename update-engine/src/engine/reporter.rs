@@ -1,13 +1,16 @@
 //! Posts events to the update server. What cannot be posted now is kept and goes
 //! out before the next thing that is.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use omaha_protocol::Request;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
+use super::World;
 use super::attempt::Attempt;
+use crate::net::Transport;
 use crate::prefs::{Key, StateStore};
 
 /// Preference key of the kept requests.
@@ -15,6 +18,8 @@ const OUTBOX: Key = Key::new("unsent-events");
 /// More are dropped, the oldest first: a machine that is offline for a year
 /// must not fill its disk.
 const MOST_KEPT: usize = 32;
+/// How long an attempt waits for an event to be taken.
+const PATIENCE: Duration = Duration::from_secs(5);
 const CONTENT_TYPE: &str = "text/xml";
 /// Answers to events are not read.
 const ANSWER_LIMIT: u64 = 1024 * 1024;
@@ -28,16 +33,42 @@ pub(super) enum Keep {
     No,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Unsent {
     url: String,
     body: String,
 }
 
-/// One at a time, so that events arrive in the order of the moments.
+/// Posts one at a time, so that events arrive in the order of the moments.
 pub(super) struct Reporter {
     prefs: Arc<dyn StateStore>,
     turn: Mutex<()>,
+    /// Held while the kept events are changed, never while one is posted.
+    outbox: std::sync::Mutex<()>,
+}
+
+impl World {
+    /// Reports, but does not wait longer than [`PATIENCE`] for the server: the
+    /// post goes on by itself.
+    pub(super) async fn report(
+        self: &Arc<Self>,
+        attempt: &Arc<Attempt>,
+        what: Request,
+        keep: Keep,
+    ) {
+        let (world, attempt) = (Arc::clone(self), Arc::clone(attempt));
+        let posting =
+            tokio::spawn(async move { world.reporter.report(&attempt, &what, keep).await });
+        let _ = tokio::time::timeout(PATIENCE, posting).await;
+    }
+
+    /// Posts what was kept, with the same limit.
+    pub(super) async fn post_kept(self: &Arc<Self>, attempt: &Arc<Attempt>) {
+        let (world, attempt) = (Arc::clone(self), Arc::clone(attempt));
+        let posting =
+            tokio::spawn(async move { world.reporter.post_kept(&*attempt.transport).await });
+        let _ = tokio::time::timeout(PATIENCE, posting).await;
+    }
 }
 
 impl Reporter {
@@ -45,6 +76,7 @@ impl Reporter {
         Self {
             prefs,
             turn: Mutex::new(()),
+            outbox: std::sync::Mutex::new(()),
         }
     }
 
@@ -52,45 +84,60 @@ impl Reporter {
     /// [`Keep::Yes`] it is written down first, so that a crash or a reboot in the
     /// middle of the post loses nothing.
     pub(super) async fn report(&self, attempt: &Attempt, request: &Request, keep: Keep) {
-        let _turn = self.turn.lock().await;
         let unsent = Unsent {
             url: attempt.settings.server.clone(),
             body: request.to_xml(),
         };
-        match keep {
-            Keep::Yes => {
-                let mut kept = self.load();
-                kept.push(unsent);
-                let surplus = kept.len().saturating_sub(MOST_KEPT);
-                kept.drain(..surplus);
-                self.store(&kept);
-                self.post_kept(attempt, kept).await;
-            }
-            Keep::No => {
-                if self.post_kept(attempt, self.load()).await {
-                    post(attempt, &unsent).await;
-                }
-            }
+        let transport = &*attempt.transport;
+        let kept = keep == Keep::Yes && self.keep(&unsent);
+        if self.post_kept(transport).await && !kept {
+            post(transport, &unsent).await;
         }
     }
 
-    /// Posts what was kept, before the next check.
-    pub(super) async fn flush(&self, attempt: &Attempt) {
+    /// Posts what was kept. After a failure the rest for the same server waits,
+    /// but not what is for another: an operator may have moved this machine away
+    /// from a server that is gone. Tells whether all went out.
+    async fn post_kept(&self, transport: &dyn Transport) -> bool {
         let _turn = self.turn.lock().await;
-        self.post_kept(attempt, self.load()).await;
-    }
-
-    /// Whether all went out.
-    async fn post_kept(&self, attempt: &Attempt, kept: Vec<Unsent>) -> bool {
-        let mut waiting = kept.as_slice();
-        while let Some((first, rest)) = waiting.split_first() {
-            if !post(attempt, first).await {
+        let mut unreachable = Vec::new();
+        while let Some(unsent) = self
+            .load()
+            .into_iter()
+            .find(|unsent| !unreachable.contains(&unsent.url))
+        {
+            if !post(transport, &unsent).await {
+                unreachable.push(unsent.url);
+            } else if !self.forget(&unsent) {
+                // It would be posted again and again.
                 return false;
             }
-            waiting = rest;
-            self.store(waiting);
         }
-        true
+        unreachable.is_empty()
+    }
+
+    fn keep(&self, unsent: &Unsent) -> bool {
+        self.change(|kept| {
+            kept.push(unsent.clone());
+            let surplus = kept.len().saturating_sub(MOST_KEPT);
+            kept.drain(..surplus);
+        })
+    }
+
+    fn forget(&self, sent: &Unsent) -> bool {
+        self.change(|kept| {
+            if let Some(index) = kept.iter().position(|unsent| unsent == sent) {
+                kept.remove(index);
+            }
+        })
+    }
+
+    /// Whether the change was written down.
+    fn change(&self, change: impl FnOnce(&mut Vec<Unsent>)) -> bool {
+        let _outbox = self.outbox.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.load();
+        change(&mut kept);
+        self.store(&kept)
     }
 
     fn load(&self) -> Vec<Unsent> {
@@ -107,7 +154,7 @@ impl Reporter {
         }
     }
 
-    fn store(&self, kept: &[Unsent]) {
+    fn store(&self, kept: &[Unsent]) -> bool {
         let result = if kept.is_empty() {
             self.prefs.remove(OUTBOX)
         } else {
@@ -117,16 +164,17 @@ impl Reporter {
         };
         if let Err(error) = result {
             tracing::warn!(%error, "cannot keep events for later");
+            return false;
         }
+        true
     }
 }
 
 /// Whether the server took it. An answer that refuses the event counts as taken:
 /// it would be refused again.
-async fn post(attempt: &Attempt, unsent: &Unsent) -> bool {
+async fn post(transport: &dyn Transport, unsent: &Unsent) -> bool {
     let body = unsent.body.clone().into_bytes().into();
-    match attempt
-        .transport
+    match transport
         .post(&unsent.url, CONTENT_TYPE, body, ANSWER_LIMIT)
         .await
     {

@@ -193,9 +193,11 @@ impl Application {
         self.check_room(manifest)?;
         // Before the first byte: from here on the target is no system any more.
         self.mark_target_unbootable()?;
+        // Before the target changes: a record of another payload must not be found
+        // when that one is offered again.
+        self.checkpoints.begin(raw)?;
         let sink = self.open_sink(manifest)?;
         self.copy_old_images(manifest, &sink)?;
-        self.checkpoints.begin(raw)?;
         self.sink = Some(sink);
         Ok(())
     }

@@ -90,7 +90,8 @@ pub struct Ended {
     pub payload_good: bool,
 }
 
-/// Runs the plan.
+/// Runs the plan. That the new slot boots next is the caller's to record, then to
+/// report.
 pub async fn run(
     plan: Arc<InstallPlan>,
     surroundings: Arc<Surroundings>,
@@ -122,7 +123,7 @@ async fn install(
     ended.resumed = resumed > 0;
     observer.report(moment::download_started()).await;
 
-    let application = stream(plan, surroundings, application, observer, cancel, ended).await?;
+    let application = stream(plan, surroundings, application, observer, &cancel, ended).await?;
     let payload = blocking(move || application.verify()).await??;
     ended.payload_good = true;
     observer.observe(machine::Event::PayloadVerified);
@@ -131,18 +132,23 @@ async fn install(
     let proof = {
         let (plan, surroundings) = (Arc::clone(plan), Arc::clone(surroundings));
         let transport = Arc::clone(&surroundings.transport);
+        let cancel = cancel.clone();
         let written = blocking(move || payload.read_back()).await??;
         if let Some(policy) = written.pcr_policy() {
             post_pcr_policy(&*transport, policy).await?;
         }
         blocking(move || {
             let (proof, _lock) = written.post_install(&*surroundings.postinst)?;
+            // The daemon ends: nobody would record the flip, and the next boot would
+            // not know what it came from.
+            if cancel.is_cancelled() {
+                return Err(UpdateError::Cancelled);
+            }
             surroundings.boot.set_active(&plan.slots, &proof)?;
             Ok::<_, UpdateError>(proof)
         })
         .await??
     };
-    observer.report(moment::applied()).await;
     Ok(proof)
 }
 
@@ -153,7 +159,7 @@ async fn stream(
     surroundings: &Arc<Surroundings>,
     application: Application,
     observer: &dyn Observer,
-    cancel: CancellationToken,
+    cancel: &CancellationToken,
     ended: &mut Ended,
 ) -> Result<Application, UpdateError> {
     let from = application.position();

@@ -158,6 +158,8 @@ pub enum Event {
     },
     /// The payload is complete and its signature good.
     PayloadVerified,
+    /// The new slot boots next; the server has not heard of it yet.
+    Activated,
     /// The installation ended.
     InstallFinished(Result<(), InstallFailure>),
     /// The failure report was posted or given up.
@@ -319,9 +321,10 @@ fn transition(state: &mut State, event: Event, moment: Moment) -> Vec<Effect> {
             state.progress.done = state.progress.total;
             vec![]
         }
+        (Finalizing, Event::Activated) => vec![Effect::WriteMarker],
         (Finalizing, Event::InstallFinished(Ok(()))) => {
             state.end_attempt(Outcome::Updated, NeedReboot, moment);
-            vec![Effect::WriteMarker]
+            vec![]
         }
         (UpdateAvailable | Downloading | Finalizing, Event::InstallFinished(result)) => {
             match result {
@@ -356,6 +359,8 @@ fn transition(state: &mut State, event: Event, moment: Moment) -> Vec<Effect> {
             state.outcome = None;
             state.new_version = None;
             state.progress = Progress::default();
+            // A ping on its way had stopped the timer, and nothing else starts it here.
+            state.schedule_next(moment);
             vec![Effect::RemoveMarker, Effect::AnswerReset(true)]
         }
         (_, Event::ResetRequested) => vec![Effect::AnswerReset(false)],

@@ -60,6 +60,7 @@ fn good_update() -> Vec<Event> {
         Event::Downloaded { done: 400 },
         Event::Downloaded { done: 1_000 },
         Event::PayloadVerified,
+        Event::Activated,
         Event::InstallFinished(Ok(())),
     ]
 }
@@ -82,6 +83,7 @@ fn an_update_walks_through_the_published_states() {
             Downloading,
             Downloading,
             Finalizing,
+            Finalizing,
             NeedReboot
         ]
     );
@@ -91,9 +93,13 @@ fn an_update_walks_through_the_published_states() {
 }
 
 #[test]
-fn the_marker_is_written_only_after_the_installation_ended_well() {
+fn the_marker_is_written_once_and_as_soon_as_the_new_slot_is_active() {
     let (_, effects) = run(idle(), good_update());
     assert_eq!(effects, ["Check", "Install", "WriteMarker"]);
+    let before_the_end = good_update().into_iter().take(7);
+    assert_eq!(run(idle(), before_the_end).1.last().unwrap(), "WriteMarker");
+    let before_the_flip = good_update().into_iter().take(6);
+    assert_eq!(run(idle(), before_the_flip).1, ["Check", "Install"]);
 }
 
 #[test]
@@ -111,6 +117,20 @@ fn only_pings_go_out_while_an_update_waits_for_the_reboot() {
     assert_eq!(effects, ["Ping"]);
     assert_eq!(state.phase, Phase::NeedReboot);
     assert!(state.next_check.is_some(), "the next ping is scheduled");
+}
+
+#[test]
+fn a_reset_during_a_ping_does_not_end_periodic_checks() {
+    let (state, _) = run(
+        State::start(true, OPTIONS, NOW),
+        [
+            Event::TimerFired,
+            Event::ResetRequested,
+            Event::PingFinished,
+        ],
+    );
+    assert_eq!(state.phase, Phase::Idle);
+    assert!(state.next_check.is_some());
 }
 
 #[test]

@@ -109,6 +109,13 @@ pub fn read_answer(response: &Response) -> Result<(Answer, u64), UpdateError> {
     let manifest = response
         .manifest()
         .ok_or_else(|| invalid("no manifest element"))?;
+    // It ends up in files of lines and in the output of the client.
+    if manifest.version.contains(char::is_control) {
+        return Err(UpdateError::AnswerInvalid(format!(
+            "the version {:?} has control characters",
+            manifest.version
+        )));
+    }
     let package = response
         .package()
         .ok_or_else(|| invalid("no package element"))?;
@@ -247,6 +254,7 @@ mod tests {
             ),
             (without(HASH, "too short"), "base64 SHA-256"),
             (without(HASH, ""), "base64 SHA-256"),
+            (without("2.0.0", "2.0.0&#10;3.0.0"), "control characters"),
         ] {
             let error = read(&document).unwrap_err();
             assert!(error.to_string().contains(what), "{error}");
