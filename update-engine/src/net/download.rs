@@ -346,13 +346,13 @@ mod tests {
             turn(4, |turn| turn.status = 200),
             turn(4, |turn| turn.content_range = None),
             turn(4, |turn| {
-                turn.content_range = Some("bytes 5-9/10".to_owned())
+                turn.content_range = Some("bytes 5-9/10".to_owned());
             }),
             turn(4, |turn| {
-                turn.content_range = Some("bytes 4-9/11".to_owned())
+                turn.content_range = Some("bytes 4-9/11".to_owned());
             }),
             turn(4, |turn| {
-                turn.content_range = Some("bytes 4-8/10".to_owned())
+                turn.content_range = Some("bytes 4-8/10".to_owned());
             }),
             turn(4, |turn| turn.content_length = Some(7)),
             turn(4, |turn| turn.status = 416),
