@@ -12,11 +12,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use gptprio::machine::Mount;
 use gptprio::{BlockDevice, DeviceError};
 
 use crate::config::Settings;
 use crate::platform::child::{self, End, Finished};
-use crate::platform::{Environment, Slot, mounts};
+use crate::platform::{Environment, Slot};
 use crate::root::Root;
 
 /// Where the target is mounted, a path on the machine. Always the same place, so that what a killed
@@ -243,8 +244,8 @@ impl<'a> Mounted<'a> {
 
     /// What the kernel says is mounted: for an image file the loop device, which `mount` chose.
     fn mounted_device(&self) -> Option<PathBuf> {
-        let mounts = mounts::read(&Root::system()).ok()?;
-        let at_ours = |mount: &&mounts::Mount| Path::new(&mount.mount_point) == self.mount_point;
+        let mounts = Mount::all(&Root::system()).ok()?;
+        let at_ours = |mount: &&Mount| Path::new(&mount.mount_point) == self.mount_point;
         mounts
             .iter()
             .rev()
@@ -279,7 +280,7 @@ fn prepare(root: &Root, environment: &Environment) -> Result<PathBuf, PostInstal
         .map_err(|source| failed(&path, source))?;
     let path = fs::canonicalize(&path).map_err(|source| failed(&path, source))?;
     let is_left = || {
-        let mounts = mounts::read(&Root::system()).unwrap_or_default();
+        let mounts = Mount::all(&Root::system()).unwrap_or_default();
         mounts
             .iter()
             .any(|mount| Path::new(&mount.mount_point) == path)

@@ -17,8 +17,8 @@
 //! the bytes that must change; it never creates, moves or numbers partitions.
 //!
 //! The core needs `alloc` only, so that boot selectors without an operating system can
-//! use it. The feature `std` adds `FileDevice` for files and block devices, the feature
-//! `testing` a fake disk that plays power cuts.
+//! use it. The feature `std` adds `FileDevice` for files and block devices and `machine`
+//! for the partition that runs, the feature `testing` a fake disk that plays power cuts.
 //!
 //! The crate knows nothing of payloads, of Omaha, or of what a slot holds.
 
@@ -32,10 +32,13 @@ mod attributes;
 mod device;
 mod gpt;
 mod guid;
+mod letter;
 mod slots;
 
 #[cfg(feature = "std")]
 mod file;
+#[cfg(feature = "std")]
+pub mod machine;
 #[cfg(feature = "std")]
 pub mod sysfs;
 #[cfg(feature = "testing")]
@@ -47,6 +50,7 @@ pub use device::{BlockDevice, DeviceError, Region};
 pub use file::{Access, FileDevice};
 pub use gpt::{CopyHealth, Damage, Gpt, GptError, Health, Partition, TableCopy};
 pub use guid::{Guid, ParseGuidError, USR_TYPE};
+pub use letter::{Letter, ParseLetterError, letters};
 pub use slots::{
     Change, LAST_RESORT_DELAY, Selection, mark_successful, mark_unbootable, prioritize, select,
     set_active,

@@ -1,30 +1,27 @@
 //! The machine below the updater: which slot runs, which one is the target, and where their files
 //! are.
 //!
-//! What is mounted at `/usr` leads through mappings and loop devices to a partition, the partition
-//! to its disk, and the disk's table to the other partition of the slot type. Nothing is assumed
-//! about names, numbers or sector sizes, and nothing is guessed: what does not add up is an error
-//! that says what was looked at.
+//! [`gptprio::machine`] leads from what is mounted at `/usr` to a partition and its disk; here the
+//! disk's table leads to the other partition of the slot type. Nothing is guessed: what does not add
+//! up is an error that says what was looked at.
 //!
 //! Reading the kernel's tables is kept apart from deciding. This module changes nothing and knows
 //! nothing of updates.
 
 pub(crate) mod child;
 mod kernel_files;
-mod letter;
 mod lock;
-pub(crate) mod mounts;
 mod slots;
-mod sysfs;
 
 use std::io;
 use std::path::PathBuf;
 
+use gptprio::machine::MachineError;
 use gptprio::{DeviceError, GptError, Guid};
 
 pub use child::Environment;
+pub use gptprio::{Letter, ParseLetterError};
 pub use kernel_files::KernelFiles;
-pub use letter::{Letter, ParseLetterError};
 pub use lock::{LockError, UpdateLock};
 pub use slots::{Discovery, Slot, Slots};
 
@@ -39,37 +36,9 @@ pub enum PlatformError {
         /// Why.
         source: io::Error,
     },
-    /// No block device is mounted where the system is.
-    #[error(
-        "cannot tell the running slot: {looked_at} shows no block device at /usr or /; \
-         for a disk image give --disk and --booted-slot"
-    )]
-    NoSystemMount {
-        /// Which table.
-        looked_at: &'static str,
-    },
-    /// The kernel knows no device for a mount.
-    #[error(
-        "cannot tell the running slot: no block device in /sys belongs to {source_node}, \
-         mounted at {mount_point}"
-    )]
-    UnknownDevice {
-        /// What the mount table names.
-        source_node: String,
-        /// Where it is mounted.
-        mount_point: String,
-    },
-    /// The system's device is not on a partition.
-    #[error(
-        "cannot tell the running slot: {trail}, which {problem}; \
-         for a disk image give --disk and --booted-slot"
-    )]
-    NotOnPartition {
-        /// From the mount downwards, such as `/usr is on dm-0 on ram0`.
-        trail: String,
-        /// What is wrong with the last of them.
-        problem: String,
-    },
+    /// What runs is on no partition.
+    #[error("cannot tell the running slot; for a disk image give --disk and --booted-slot")]
+    Running(#[from] MachineError),
     /// A disk or image cannot be opened.
     #[error("cannot open the disk {}", disk.display())]
     OpenDisk {

@@ -9,16 +9,14 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use gptprio::{Access, BlockDevice, DeviceError, FileDevice, Gpt, Guid, Partition, Region};
+use gptprio::machine::{Device, Mount, Place, device_number, running_place};
+use gptprio::{
+    Access, BlockDevice, DeviceError, FileDevice, Gpt, Guid, Partition, Region, letters,
+};
 
-use super::mounts::{self, Mount};
-use super::sysfs::{Device, device_number};
-use super::{Letter, PlatformError, SlotProblem, letter};
+use super::{Letter, PlatformError, SlotProblem};
 use crate::postinst;
 use crate::root::Root;
-
-/// Devices that may lie on one another before it is taken for a loop; the original's limit.
-const MAX_LEVELS: usize = 8;
 
 /// The two slots of an update and the disk that has them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,7 +84,7 @@ impl Discovery {
     /// with [`PlatformError::TargetInUse`] when anything is mounted from the target or mapped onto
     /// it.
     pub fn find(&self, root: &Root, slot_type: Guid) -> Result<Slots, PlatformError> {
-        let mounts = mounts::read(root)?;
+        let mounts = Mount::all(root)?;
         let (disk, device, booted) = match self {
             Self::Image { disk, booted } => (
                 disk.clone(),
@@ -275,7 +273,7 @@ fn choose(gpt: &Gpt, slot_type: Guid, booted: Booted) -> Result<Choice, SlotProb
     if slots.is_empty() {
         return Err(SlotProblem::NoSlots { slot_type });
     }
-    let letters = letter::assign(&slots).map_err(SlotProblem::Letters)?;
+    let letters = letters(&slots).map_err(SlotProblem::Letters)?;
     let start_of = |slot: &Partition| slot.first_lba.saturating_mul(u64::from(gpt.sector_size()));
     let source = match booted {
         Booted::Partition { number, start } => {
@@ -339,55 +337,6 @@ fn choose(gpt: &Gpt, slot_type: Guid, booted: Booted) -> Result<Choice, SlotProb
     })
 }
 
-/// Where the running system's bytes are.
-enum Place {
-    Partition {
-        disk: Device,
-        number: u32,
-        start: u64,
-    },
-    File {
-        file: String,
-        offset: u64,
-    },
-}
-
-/// From the mount table to a place on a disk.
-fn running_place(root: &Root, mounts: &[Mount]) -> Result<Place, PlatformError> {
-    // The last mount of a place is on top. Extension images put an overlay over /usr, which has no
-    // device of its own, so it is looked through.
-    let at = |point: &str| {
-        mounts
-            .iter()
-            .rev()
-            .find(|mount| mount.mount_point == point && mount.is_on_device())
-    };
-    let mount = at("/usr")
-        .or_else(|| at("/"))
-        .ok_or(PlatformError::NoSystemMount {
-            looked_at: "/proc/self/mountinfo",
-        })?;
-    let device = device_of_mount(root, mount)?;
-    descend(root, device, &mount.mount_point)
-}
-
-fn device_of_mount(root: &Root, mount: &Mount) -> Result<Device, PlatformError> {
-    let by_number = match mount.device {
-        Some(number @ (major, _)) if major != 0 => {
-            Device::by_number(root, number).map_err(reading(&"/sys/dev/block"))?
-        }
-        _ => None,
-    };
-    let device = match by_number {
-        Some(device) => Some(device),
-        None => device_of(root, &mount.source)?,
-    };
-    device.ok_or_else(|| PlatformError::UnknownDevice {
-        source_node: mount.source.clone(),
-        mount_point: mount.mount_point.clone(),
-    })
-}
-
 /// The device of a node, a path on the machine; `None` when it is no device.
 fn device_of(root: &Root, node: &str) -> Result<Option<Device>, PlatformError> {
     if node.starts_with("/dev/") {
@@ -404,43 +353,6 @@ fn device_at(root: &Root, path: &Path) -> Result<Option<Device>, PlatformError> 
         return Ok(None);
     }
     Device::by_number(root, device_number(metadata.rdev())).map_err(reading(&"/sys/dev/block"))
-}
-
-/// Follows devices that lie on one another down to a partition or a file.
-fn descend(root: &Root, mut device: Device, mount_point: &str) -> Result<Place, PlatformError> {
-    let failed = reading(&"/sys");
-    let mut trail = format!("{mount_point} is on {}", device.name());
-    let stray =
-        |trail: String, problem: String| Err(PlatformError::NotOnPartition { trail, problem });
-    for _ in 0..MAX_LEVELS {
-        if let Some((number, start)) = device.partition().map_err(&failed)? {
-            return Ok(Place::Partition {
-                disk: device.disk().map_err(&failed)?,
-                number,
-                start,
-            });
-        }
-        if let Some(backing) = device.backing().map_err(&failed)? {
-            if backing.file.ends_with(" (deleted)") {
-                return stray(trail, format!("reads the deleted file {}", backing.file));
-            }
-            return Ok(Place::File {
-                file: backing.file,
-                offset: backing.offset,
-            });
-        }
-        let mut slaves = device.slaves(root).map_err(&failed)?;
-        device = match (slaves.pop(), slaves.is_empty()) {
-            (Some(slave), true) => slave,
-            (None, _) => return stray(trail, "is no partition and lies on none".to_owned()),
-            (Some(_), false) => return stray(trail, "lies on several devices".to_owned()),
-        };
-        trail = format!("{trail} on {}", device.name());
-    }
-    stray(
-        trail,
-        format!("is more than {MAX_LEVELS} levels away from a partition"),
-    )
 }
 
 /// The node of a partition as a path to open, when the kernel knows the partition and the node

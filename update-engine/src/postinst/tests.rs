@@ -74,7 +74,7 @@ impl Machine {
     }
 
     fn is_mounted(&self) -> bool {
-        let mounts = mounts::read(&Root::system()).unwrap();
+        let mounts = Mount::all(&Root::system()).unwrap();
         let place = self.mount_point();
         mounts
             .iter()

@@ -6,12 +6,16 @@
 //!   /sys/dev/block/7:0   ─▶ …/block/loop0/loop/{backing_file,offset}
 //! ```
 
+use std::borrow::ToOwned;
+use std::format;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::string::String;
+use std::vec::Vec;
 
-use crate::root::Root;
+use super::Root;
 
 /// The kernel counts `start` in these, whatever the disk's sectors are.
 const SYSFS_SECTOR: u64 = 512;
@@ -20,28 +24,28 @@ const ATTRIBUTE_LIMIT: u64 = 4096;
 
 /// One block device.
 #[derive(Debug, Clone)]
-pub(super) struct Device {
+pub struct Device {
     /// Folder in sysfs, links resolved.
     dir: PathBuf,
 }
 
 /// Where a loop device's bytes are.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Backing {
+pub struct Backing {
     /// Path of the file on the machine.
-    pub(super) file: String,
+    pub file: String,
     /// First byte in it.
-    pub(super) offset: u64,
+    pub offset: u64,
 }
 
 impl Device {
     /// The device with this number, `None` when the kernel knows none.
-    pub(super) fn by_number(root: &Root, (major, minor): (u64, u64)) -> io::Result<Option<Self>> {
+    pub fn by_number(root: &Root, (major, minor): (u64, u64)) -> io::Result<Option<Self>> {
         Self::at(root, &format!("/sys/dev/block/{major}:{minor}"))
     }
 
     /// The device behind a node such as `/dev/sda3` or `/dev/mapper/usr`, a path on the machine.
-    pub(super) fn by_node(root: &Root, node: &str) -> io::Result<Option<Self>> {
+    pub fn by_node(root: &Root, node: &str) -> io::Result<Option<Self>> {
         let opened = root.path(node)?;
         if let Ok(metadata) = fs::metadata(&opened)
             && metadata.file_type().is_block_device()
@@ -69,7 +73,7 @@ impl Device {
     }
 
     /// The kernel's name, such as `nvme0n1p3`.
-    pub(super) fn name(&self) -> String {
+    pub fn name(&self) -> String {
         self.dir
             .file_name()
             .unwrap_or_default()
@@ -78,20 +82,20 @@ impl Device {
     }
 
     /// The node that the device has by default, a path on the machine.
-    pub(super) fn node(&self) -> String {
+    pub fn node(&self) -> String {
         // A name with a slash, such as cciss/c0d0, is a file name in sysfs.
         format!("/dev/{}", self.name().replace('!', "/"))
     }
 
     /// Device number.
-    pub(super) fn number(&self) -> io::Result<Option<(u64, u64)>> {
+    pub fn number(&self) -> io::Result<Option<(u64, u64)>> {
         let text = self.attribute("dev")?.unwrap_or_default();
         let number = text.split_once(':');
         Ok(number.and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?))))
     }
 
     /// Number and first byte on the disk, when this is a partition.
-    pub(super) fn partition(&self) -> io::Result<Option<(u32, u64)>> {
+    pub fn partition(&self) -> io::Result<Option<(u32, u64)>> {
         let Some(number) = self.integer("partition")? else {
             return Ok(None);
         };
@@ -104,7 +108,7 @@ impl Device {
     }
 
     /// The disk that this partition is on.
-    pub(super) fn disk(&self) -> io::Result<Self> {
+    pub fn disk(&self) -> io::Result<Self> {
         let dir = self.dir.parent().ok_or_else(|| self.missing("disk"))?;
         Ok(Self {
             dir: dir.to_owned(),
@@ -112,7 +116,7 @@ impl Device {
     }
 
     /// The partition with this number on this disk, as far as the kernel knows it.
-    pub(super) fn partition_numbered(&self, number: u32) -> io::Result<Option<Self>> {
+    pub fn partition_numbered(&self, number: u32) -> io::Result<Option<Self>> {
         for dir in entries(&self.dir)? {
             let child = Self { dir };
             if child.integer("partition")? == Some(u64::from(number)) {
@@ -123,7 +127,7 @@ impl Device {
     }
 
     /// What a mapped device lies on.
-    pub(super) fn slaves(&self, root: &Root) -> io::Result<Vec<Self>> {
+    pub fn slaves(&self, root: &Root) -> io::Result<Vec<Self>> {
         let mut slaves = Vec::new();
         for name in names(&self.dir.join("slaves"))? {
             slaves.extend(Self::by_name(root, &name)?);
@@ -132,12 +136,12 @@ impl Device {
     }
 
     /// Names of the mapped devices that lie on this one.
-    pub(super) fn holders(&self) -> io::Result<Vec<String>> {
+    pub fn holders(&self) -> io::Result<Vec<String>> {
         names(&self.dir.join("holders"))
     }
 
     /// What a loop device reads, `None` for other devices.
-    pub(super) fn backing(&self) -> io::Result<Option<Backing>> {
+    pub fn backing(&self) -> io::Result<Option<Backing>> {
         let Some(file) = self.attribute("loop/backing_file")? else {
             return Ok(None);
         };
@@ -194,7 +198,7 @@ impl Device {
 }
 
 /// Major and minor part of a device number.
-pub(super) fn device_number(number: u64) -> (u64, u64) {
+pub fn device_number(number: u64) -> (u64, u64) {
     (nix::sys::stat::major(number), nix::sys::stat::minor(number))
 }
 

@@ -1,11 +1,13 @@
 //! Which slot is A and which is B.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
-use std::fmt;
-use std::str::FromStr;
+use alloc::collections::BTreeMap;
+use alloc::collections::btree_map::Entry;
+use alloc::format;
+use alloc::string::String;
+use core::fmt;
+use core::str::FromStr;
 
-use gptprio::{Guid, Partition};
+use crate::{Guid, Partition};
 
 /// Name of a slot: A for USR-A, B for USR-B. Kernel and PCR policy files carry it too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -73,7 +75,7 @@ const USR_B: Guid = Guid::from_fields(
 /// letters in order of their numbers. An error, in words, when two slots say the same or one
 /// contradicts itself: the boot loader and the programs of an image go by different ones of these
 /// signs, so that a contradiction would end with the kernel of one slot and the system of another.
-pub(super) fn assign(slots: &[Partition]) -> Result<BTreeMap<u32, Letter>, String> {
+pub fn letters(slots: &[Partition]) -> Result<BTreeMap<u32, Letter>, String> {
     let mut owners: BTreeMap<Letter, u32> = BTreeMap::new();
     for slot in slots {
         let Some(letter) = Letter::of(slot) else {
@@ -134,7 +136,10 @@ impl FromStr for Letter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gptprio::{Attributes, USR_TYPE};
+    use crate::{Attributes, USR_TYPE};
+    use alloc::borrow::ToOwned;
+    use alloc::string::ToString;
+    use alloc::vec::Vec;
 
     fn slot(number: u32, name: &str, unique_guid: &str) -> Partition {
         Partition {
@@ -187,7 +192,7 @@ mod tests {
                 .iter()
                 .map(|&(number, name, guid)| slot(number, name, guid))
                 .collect();
-            let found = match assign(&slots) {
+            let found = match letters(&slots) {
                 Err(reason) => reason,
                 Ok(letters) => {
                     let words: Vec<_> = letters
@@ -204,8 +209,8 @@ mod tests {
     #[test]
     fn more_slots_than_letters_are_refused() {
         let slots: Vec<_> = (1..=27).map(|number| slot(number, "", OTHER)).collect();
-        assert!(assign(&slots).is_err());
-        assert!(assign(&slots[1..]).is_ok());
+        assert!(letters(&slots).is_err());
+        assert!(letters(&slots[1..]).is_ok());
     }
 
     #[test]

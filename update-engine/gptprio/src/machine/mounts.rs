@@ -1,45 +1,48 @@
 //! What is mounted where, from the kernel's tables.
 
-use crate::root::Root;
+use std::borrow::ToOwned;
+use std::string::String;
+use std::vec::Vec;
 
-use super::PlatformError;
+use super::{MachineError, Root};
 
 /// Machines with thousands of containers have tables of some megabytes.
 const TABLE_LIMIT: u64 = 64 << 20;
 
 /// One mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Mount {
+pub struct Mount {
     /// Device number; the major part is 0 for file systems that are not on one device. Btrfs is
     /// among them although it is.
-    pub(crate) device: Option<(u64, u64)>,
-    pub(crate) mount_point: String,
+    pub device: Option<(u64, u64)>,
+    /// Where.
+    pub mount_point: String,
     /// What was mounted, often a device node.
-    pub(crate) source: String,
+    pub source: String,
 }
 
 impl Mount {
+    /// All mounts in the order in which they were made.
+    pub fn all(root: &Root) -> Result<Vec<Mount>, MachineError> {
+        let table = |path: &'static str| {
+            let content = root.read(path, TABLE_LIMIT);
+            let content = content.map_err(|source| MachineError::Read {
+                path: path.to_owned(),
+                source,
+            })?;
+            Ok(content.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+        };
+        if let Some(text) = table("/proc/self/mountinfo")? {
+            return Ok(text.lines().filter_map(mountinfo_line).collect());
+        }
+        let text = table("/proc/mounts")?.unwrap_or_default();
+        Ok(text.lines().filter_map(mounts_line).collect())
+    }
+
     /// Whether a block device is below: an overlay, a tmpfs or the like has none.
-    pub(crate) fn is_on_device(&self) -> bool {
+    pub fn is_on_device(&self) -> bool {
         self.device.is_some_and(|(major, _)| major != 0) || self.source.starts_with("/dev/")
     }
-}
-
-/// All mounts in the order in which they were made.
-pub(crate) fn read(root: &Root) -> Result<Vec<Mount>, PlatformError> {
-    let table = |path: &'static str| {
-        let content = root.read(path, TABLE_LIMIT);
-        let content = content.map_err(|source| PlatformError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-        Ok(content.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
-    };
-    if let Some(text) = table("/proc/self/mountinfo")? {
-        return Ok(text.lines().filter_map(mountinfo_line).collect());
-    }
-    let text = table("/proc/mounts")?.unwrap_or_default();
-    Ok(text.lines().filter_map(mounts_line).collect())
 }
 
 /// A line of `mountinfo` (proc(5)): `id parent major:minor root mount-point options tags… - type
