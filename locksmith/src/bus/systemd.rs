@@ -1,0 +1,103 @@
+//! systemd as the manager of units. It is asked little: logind is who reboots.
+
+use zbus::proxy;
+use zbus::wire::OwnedObjectPath;
+
+use super::{Bus, BusError, Fault, called, fault, reply};
+
+const SERVICE: &str = "org.freedesktop.systemd1";
+
+#[proxy(
+    interface = "org.freedesktop.systemd1.Manager",
+    default_service = "org.freedesktop.systemd1",
+    default_path = "/org/freedesktop/systemd1"
+)]
+trait Manager {
+    fn load_unit(&self, name: &str) -> zbus::Result<OwnedObjectPath>;
+    fn start_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
+}
+
+#[proxy(
+    interface = "org.freedesktop.systemd1.Unit",
+    default_service = "org.freedesktop.systemd1"
+)]
+trait Unit {
+    #[zbus(property)]
+    fn load_state(&self) -> zbus::Result<String>;
+    #[zbus(property)]
+    fn active_state(&self) -> zbus::Result<String>;
+}
+
+/// systemd on a bus.
+#[derive(Debug, Clone)]
+pub struct Systemd {
+    bus: Bus,
+}
+
+impl Systemd {
+    /// systemd on this bus.
+    #[must_use]
+    pub fn new(bus: &Bus) -> Self {
+        Self { bus: bus.clone() }
+    }
+
+    /// Whether a unit such as `boot-complete.target` is active; `None` when
+    /// there is no such unit or no systemd.
+    ///
+    /// # Errors
+    ///
+    /// There is one, but it does not answer.
+    pub async fn is_active(&self, unit: &str) -> Result<Option<bool>, BusError> {
+        match self.states(unit).await {
+            Ok((load, _)) if load == "not-found" || load == "masked" => Ok(None),
+            Ok((_, active)) => Ok(Some(active == "active")),
+            Err(BusError::Absent { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn states(&self, unit: &str) -> Result<(String, String), BusError> {
+        let connection = self.bus.connection().await?;
+        let manager = ManagerProxy::new(&connection)
+            .await
+            .map_err(called(SERVICE, "LoadUnit"))?;
+        // GetUnit knows only units that something has asked for since the boot.
+        let path = manager
+            .load_unit(unit)
+            .await
+            .map_err(called(SERVICE, "LoadUnit"))?;
+        let failed = called(SERVICE, "ActiveState");
+        let unit = UnitProxy::builder(&connection)
+            .path(path)
+            .cache_properties(zbus::proxy::CacheProperties::No)
+            .build()
+            .await
+            .map_err(&failed)?;
+        let load = unit.load_state().await.map_err(&failed)?;
+        Ok((load, unit.active_state().await.map_err(&failed)?))
+    }
+
+    /// Starts a target that ends the machine's life, as `systemctl` does it: all
+    /// else is stopped in order, and no other job takes its place. `false` when
+    /// this systemd has no such target. Inhibitors are not asked.
+    ///
+    /// # Errors
+    ///
+    /// It does not answer or does not want to.
+    pub(super) async fn end_by(&self, target: &str) -> Result<bool, BusError> {
+        let connection = self.bus.connection().await?;
+        let failed = called(SERVICE, "StartUnit");
+        let manager = ManagerProxy::new(&connection).await.map_err(&failed)?;
+        match manager.start_unit(target, "replace-irreversibly").await {
+            Ok(_) => Ok(true),
+            Err(error) if is_no_such_unit(&error) || fault(&error) == Some(Fault::Absent) => {
+                Ok(false)
+            }
+            Err(error) => Err(failed(error)),
+        }
+    }
+}
+
+fn is_no_such_unit(error: &zbus::Error) -> bool {
+    reply(error).is_some_and(|(name, _)| name == "org.freedesktop.systemd1.NoSuchUnit")
+}

@@ -1,0 +1,693 @@
+//! A reboot without firmware and boot loader: this code does what the boot
+//! loader would have done, and in an order that keeps the way back.
+//!
+//! ```text
+//!   choose the slot by the boot loader's rule ─▶ stage its kernel ─▶ spend its try ─▶ shut down
+//!                                                     │ fails            │ fails         │ refused
+//!                                                     ▼                  ▼               ▼
+//!                                                  firmware       drop it, firmware   drop it, give
+//!                                                                                     the try back
+//! ```
+//!
+//! The try is spent last before the shutdown and given back when there is none,
+//! so that a reboot through the firmware finds it unspent: the boot loader
+//! spends it itself, and a slot with one try would lose its only chance to two
+//! charges.
+//!
+//! Once the shutdown goes on, nobody is left to give it back. A jump that fails
+//! ends in a reboot through the firmware, and the boot loader starts the old
+//! slot, because the new one's try is spent. That costs the update an attempt.
+//! The other order, to spend nothing, would cost more: a new system that hangs
+//! would be started again by the boot loader as if it had never been tried.
+//!
+//! When to reboot, and whether this way is wanted, is not known here.
+
+use std::ffi::{CString, NulError};
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use gptprio::machine::Root;
+use gptprio::{
+    Access, Attributes, Change, GptError, Guid, Letter, Partition, Selection, USR_TYPE, select,
+};
+
+use super::slots::{SlotsError, SystemSlots, read_table};
+
+/// No architecture takes a longer command line.
+const MAX_COMMAND_LINE: u64 = 16 << 10;
+/// A setting of the kernel is one short line.
+const MAX_SETTING: u64 = 4096;
+/// Digits of a SHA-256.
+const HASH_DIGITS: usize = 64;
+
+/// What the boot loader adds to the first boot of a machine alone. It would
+/// happen again.
+const FIRST_BOOT: [&str; 6] = [
+    "coreos.first_boot",
+    "flatcar.first_boot",
+    "ignition.firstboot",
+    "coreos.randomize_disk_guid",
+    "flatcar.randomize_disk_guid",
+    "ostree.firstboot",
+];
+
+/// Why the machine cannot go straight into the next kernel.
+#[derive(Debug, thiserror::Error)]
+pub enum KexecError {
+    /// The slots cannot be read.
+    #[error(transparent)]
+    Slots(#[from] SlotsError),
+    /// There are none.
+    #[error("the system does not run from a boot slot")]
+    NoSlots,
+    /// The boot loader is needed to choose.
+    #[error("no slot may be started without the boot loader: {reason}")]
+    NoChoice {
+        /// The selection in words.
+        reason: String,
+    },
+    /// A file is missing or cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// On the machine.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The command line cannot be made over.
+    #[error("cannot make the next command line: {0}")]
+    CommandLine(CommandLineProblem),
+    /// It is no text for the kernel.
+    #[error("the next command line has a zero in it")]
+    Zero(#[source] NulError),
+    /// The machine's administrator has switched it off until the next boot.
+    #[error("kexec is switched off: kernel.kexec_load_disabled is 1")]
+    SwitchedOff,
+    /// The kernel does not take the image.
+    #[error("the kernel refuses to stage {}{}", kernel.display(), lockdown_words(lockdown))]
+    Stage {
+        /// The image.
+        kernel: PathBuf,
+        /// The lockdown mode, when there is one.
+        lockdown: Option<String>,
+        /// Why.
+        source: io::Error,
+    },
+    /// The table has changed since the slot was chosen.
+    #[error("the boot slots have changed since partition {number} was chosen")]
+    Changed {
+        /// The slot.
+        number: u32,
+    },
+    /// The try cannot be written.
+    #[error("cannot write the tries of partition {number} of {}", disk.display())]
+    Write {
+        /// The slot.
+        number: u32,
+        /// Its disk.
+        disk: PathBuf,
+        /// Why.
+        source: GptError,
+    },
+}
+
+fn lockdown_words(mode: &Option<String>) -> String {
+    match mode {
+        Some(mode) => format!("; it is locked down ({mode}), so the image has to be signed"),
+        None => String::new(),
+    }
+}
+
+/// Why a command line cannot be made over for another slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CommandLineProblem {
+    /// Nothing in it names the running slot, so nothing would name the next.
+    NoSlotNamed,
+    /// A word names a slot in a way that cannot be translated.
+    OtherName(String),
+    /// The running image is protected by a hash and the next is not, or the
+    /// other way round.
+    Hash {
+        /// The command line has one.
+        running: bool,
+    },
+}
+
+impl fmt::Display for CommandLineProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoSlotNamed => f.write_str("the present one does not name the running slot"),
+            Self::OtherName(word) => write!(f, "{word:?} names no slot by identity or label"),
+            Self::Hash { running: true } => {
+                f.write_str("the next kernel has no hash of its system, the running one has")
+            }
+            Self::Hash { running: false } => {
+                f.write_str("the next kernel has a hash of its system, the running one has not")
+            }
+        }
+    }
+}
+
+/// What an operator may set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KexecOptions {
+    /// Type of the partitions that are slots.
+    pub slot_type: Guid,
+    /// Words for the end of the command line.
+    pub append: String,
+}
+
+impl Default for KexecOptions {
+    fn default() -> Self {
+        Self {
+            slot_type: USR_TYPE,
+            append: String::new(),
+        }
+    }
+}
+
+/// All that is needed for the jump; no choice is left open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KexecPlan {
+    /// The disk, as a path to open.
+    pub disk: PathBuf,
+    /// Type of its slots.
+    pub slot_type: Guid,
+    /// Number of the slot to start.
+    pub number: u32,
+    /// Its attributes now.
+    pub attributes: Attributes,
+    /// Its kernel, as a path to open.
+    pub kernel: PathBuf,
+    /// The initrd beside it, when there is one.
+    pub initrd: Option<PathBuf>,
+    /// For the kernel.
+    pub command_line: String,
+}
+
+impl KexecPlan {
+    /// Looks at the machine and plans. Changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// Why this way is not open.
+    pub fn make(root: &Root, options: &KexecOptions) -> Result<Self, KexecError> {
+        if setting(root, "/proc/sys/kernel/kexec_load_disabled")?.as_deref() == Some("1") {
+            return Err(KexecError::SwitchedOff);
+        }
+        let system = SystemSlots::read(root, options.slot_type)?.ok_or(KexecError::NoSlots)?;
+        let next = match system.next() {
+            Selection::Slot(slot) => slot,
+            // The boot loader has a word with the person at the screen first.
+            other => {
+                let reason = other.to_string();
+                return Err(KexecError::NoChoice { reason });
+            }
+        };
+        if next.number == system.running {
+            // Its try may have been spent by an attempt that was interrupted.
+            let reason = "the slot that boots next is the one that runs".to_owned();
+            return Err(KexecError::NoChoice { reason });
+        }
+        let letter = system.letter(next)?;
+        let kernel = kernel_of(root, letter)?;
+        let initrd = kernel.with_file_name(format!("initrd-{}", letter.lower()));
+        let current = read_text(root, "/proc/cmdline", MAX_COMMAND_LINE)?;
+        let hash = system_hash(&kernel)?;
+        let command_line = CommandLine {
+            running: system.running(),
+            running_letter: system.letter(system.running())?,
+            next,
+            next_letter: letter,
+            hash: hash.as_deref(),
+            append: &options.append,
+        }
+        .rewrite(&current)
+        .map_err(KexecError::CommandLine)?;
+        Ok(Self {
+            disk: system.disk.clone(),
+            slot_type: options.slot_type,
+            number: next.number,
+            attributes: next.attributes,
+            kernel,
+            initrd: Some(initrd).filter(|path| path.exists()),
+            command_line,
+        })
+    }
+
+    /// Hands kernel, initrd and command line over. Nothing on disk changes.
+    ///
+    /// # Errors
+    ///
+    /// A file cannot be read, or the kernel does not take it.
+    pub fn stage(&self, root: &Root, loader: &dyn Loader) -> Result<(), KexecError> {
+        let command_line = CString::new(self.command_line.as_str()).map_err(KexecError::Zero)?;
+        let open = |path: &PathBuf| {
+            File::open(path).map_err(|source| KexecError::Read {
+                path: path.display().to_string(),
+                source,
+            })
+        };
+        let kernel = open(&self.kernel)?;
+        let initrd = self.initrd.as_ref().map(open).transpose()?;
+        loader
+            .load(&kernel, initrd.as_ref(), &command_line)
+            .map_err(|source| KexecError::Stage {
+                kernel: self.kernel.clone(),
+                lockdown: lockdown(root),
+                source,
+            })
+    }
+
+    /// Spends the slot's try on the disk, synced, as the boot loader does before
+    /// it starts a kernel. A slot without tries, which then was successful, has
+    /// none to spend.
+    ///
+    /// # Errors
+    ///
+    /// The slots are not as they were, or the table cannot be written; then one
+    /// copy at least is whole.
+    pub fn spend_try(&self) -> Result<SpentTry, KexecError> {
+        let (device, mut gpt) = read_table(&self.disk, Access::ReadWrite)?;
+        let slots = gpt.slots(self.slot_type);
+        let selection = select(&slots);
+        match selection.slot() {
+            Some(slot) if slot.number == self.number && slot.attributes == self.attributes => {}
+            _ => {
+                return Err(KexecError::Changed {
+                    number: self.number,
+                });
+            }
+        }
+        let change = selection.after_boot();
+        if let Some(change) = change {
+            gpt.apply(&[change])
+                .and_then(|()| gpt.write(&device))
+                .map_err(|source| self.unwritten(source))?;
+        }
+        Ok(SpentTry {
+            plan: self.clone(),
+            change,
+        })
+    }
+
+    fn unwritten(&self, source: GptError) -> KexecError {
+        KexecError::Write {
+            number: self.number,
+            disk: self.disk.clone(),
+            source,
+        }
+    }
+}
+
+/// A try that is spent for a boot that has not happened yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use = "a try is to be given back when the shutdown does not happen"]
+pub struct SpentTry {
+    plan: KexecPlan,
+    change: Option<Change>,
+}
+
+impl SpentTry {
+    /// Gives it back, since there is no boot. An updater or operator who has
+    /// changed the slot meanwhile has the last word.
+    ///
+    /// # Errors
+    ///
+    /// The table cannot be written.
+    pub fn give_back(self) -> Result<(), KexecError> {
+        let Some(spent) = self.change else {
+            return Ok(());
+        };
+        let plan = self.plan;
+        let (device, mut gpt) = read_table(&plan.disk, Access::ReadWrite)?;
+        let now = gpt
+            .partition(spent.number)
+            .map_err(|source| plan.unwritten(source))?;
+        if now.attributes != spent.attributes {
+            return Ok(());
+        }
+        gpt.set_attributes(spent.number, plan.attributes)
+            .and_then(|()| gpt.write(&device))
+            .map_err(|source| plan.unwritten(source))
+    }
+}
+
+/// The part of the running kernel that takes another one.
+pub trait Loader: Send + Sync {
+    /// Stages a kernel. What was staged before is replaced.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    fn load(
+        &self,
+        kernel: &File,
+        initrd: Option<&File>,
+        command_line: &std::ffi::CStr,
+    ) -> io::Result<()>;
+
+    /// Drops what is staged.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    fn unload(&self) -> io::Result<()>;
+}
+
+/// The running kernel itself.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RunningKernel;
+
+impl Loader for RunningKernel {
+    fn load(
+        &self,
+        kernel: &File,
+        initrd: Option<&File>,
+        command_line: &std::ffi::CStr,
+    ) -> io::Result<()> {
+        kexec_file_load::load(kernel.as_fd(), initrd.map(AsFd::as_fd), command_line)
+    }
+
+    fn unload(&self) -> io::Result<()> {
+        kexec_file_load::unload()
+    }
+}
+
+/// How a command line is made over for the next slot. Pure.
+struct CommandLine<'a> {
+    running: &'a Partition,
+    running_letter: Letter,
+    next: &'a Partition,
+    next_letter: Letter,
+    /// Root hash of the next system, from its kernel.
+    hash: Option<&'a str>,
+    append: &'a str,
+}
+
+impl CommandLine<'_> {
+    /// The present line with each word that names the running slot naming the
+    /// next one. Other words stay as they are, but those of a first boot.
+    fn rewrite(&self, current: &str) -> Result<String, CommandLineProblem> {
+        let mut before = Vec::new();
+        let mut after = Vec::new();
+        let (mut named, mut hashed) = (false, false);
+        for word in words(current) {
+            // What follows is for the first process.
+            if word == "--" || !after.is_empty() {
+                after.push(word.to_owned());
+                continue;
+            }
+            let (key, value) = word.split_once('=').unwrap_or((word, ""));
+            match key {
+                _ if FIRST_BOOT.contains(&key) => {}
+                "BOOT_IMAGE" => before.push(format!("{key}={}", self.next_image(value))),
+                "usrhash" | "verity.usrhash" => {
+                    hashed = true;
+                    before.extend(self.hash.map(|hash| format!("{key}={hash}")));
+                }
+                "usr" | "mount.usr" | "verity.usr" => {
+                    let next = self.next_device(value);
+                    named |= next.is_some();
+                    // The mapped device has one name for all slots.
+                    let is_mapping = value.starts_with("/dev/mapper/");
+                    match next.or_else(|| is_mapping.then(|| value.to_owned())) {
+                        Some(next) => before.push(format!("{key}={next}")),
+                        None => return Err(CommandLineProblem::OtherName(word.to_owned())),
+                    }
+                }
+                _ => match self.next_device(value) {
+                    Some(next) => {
+                        named = true;
+                        before.push(format!("{key}={next}"));
+                    }
+                    None => before.push(word.to_owned()),
+                },
+            }
+        }
+        if !named {
+            return Err(CommandLineProblem::NoSlotNamed);
+        }
+        if hashed != self.hash.is_some() {
+            return Err(CommandLineProblem::Hash { running: hashed });
+        }
+        before.extend(words(self.append).map(str::to_owned));
+        before.append(&mut after);
+        Ok(before.join(" "))
+    }
+
+    /// The value with the running slot's identity or label replaced; `None` when
+    /// neither is in it.
+    fn next_device(&self, value: &str) -> Option<String> {
+        let running = self.running.unique_guid.to_string();
+        // All of it is ASCII when it matches, so places are the same in both.
+        if let Some(place) = value.to_ascii_lowercase().find(&running) {
+            let next = self.next.unique_guid;
+            let rest = &value[place + running.len()..];
+            return Some(format!("{}{next}{rest}", &value[..place]));
+        }
+        let label = ["PARTLABEL=", "/dev/disk/by-partlabel/"]
+            .into_iter()
+            .find(|prefix| value.strip_prefix(prefix) == Some(&self.running.name));
+        label
+            .filter(|_| !self.next.name.is_empty())
+            .map(|prefix| format!("{prefix}{}", self.next.name))
+    }
+
+    /// The boot loader's name of the kernel: `/flatcar/vmlinuz-a` and its like.
+    fn next_image(&self, value: &str) -> String {
+        match value.strip_suffix(&format!("vmlinuz-{}", self.running_letter.lower())) {
+            Some(folder) => format!("{folder}vmlinuz-{}", self.next_letter.lower()),
+            None => value.to_owned(),
+        }
+    }
+}
+
+/// The words of a command line. White space between double quotes is part of a
+/// word, as for the kernel.
+fn words(line: &str) -> impl Iterator<Item = &str> {
+    let mut quoted = false;
+    line.split(move |letter: char| {
+        quoted ^= letter == '"';
+        !quoted && letter.is_ascii_whitespace()
+    })
+    .filter(|word| !word.is_empty())
+}
+
+/// The root hash of the system that a kernel belongs to, when the image build
+/// has put one into a gap of the kernel's header, where the boot loader reads
+/// it: 64 digits at a place for each architecture.
+fn system_hash(kernel: &PathBuf) -> Result<Option<String>, KexecError> {
+    let place = match std::env::consts::ARCH {
+        "x86_64" => 0x40,
+        "aarch64" => 0x200,
+        _ => return Ok(None),
+    };
+    let mut digits = [0; HASH_DIGITS];
+    let read = File::open(kernel).and_then(|file| file.read_exact_at(&mut digits, place));
+    match read {
+        Ok(()) if digits.iter().all(u8::is_ascii_hexdigit) => {
+            Ok(Some(digits.map(char::from).iter().collect()))
+        }
+        Ok(()) => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(source) => Err(KexecError::Read {
+            path: kernel.display().to_string(),
+            source,
+        }),
+    }
+}
+
+/// Kernels are in `/boot/coreos` when there is one already, as for the updater: a
+/// machine that became Flatcar by update still boots from there.
+pub(super) fn kernel_of(root: &Root, letter: Letter) -> Result<PathBuf, KexecError> {
+    let kernel = |family: &str, letter: Letter| {
+        find(root, &format!("/boot/{family}/vmlinuz-{}", letter.lower()))
+    };
+    let is_old = kernel("coreos", Letter::A)?.exists() || kernel("coreos", Letter::B)?.exists();
+    kernel(if is_old { "coreos" } else { "flatcar" }, letter)
+}
+
+/// The lockdown mode of the kernel, when there is one: the word in brackets of
+/// `none [integrity] confidentiality`.
+fn lockdown(root: &Root) -> Option<String> {
+    let text = setting(root, "/sys/kernel/security/lockdown").ok()??;
+    let (_, rest) = text.split_once('[')?;
+    let (mode, _) = rest.split_once(']')?;
+    (mode != "none").then(|| mode.to_owned())
+}
+
+fn find(root: &Root, path: &str) -> Result<PathBuf, KexecError> {
+    root.path(path).map_err(reading(path))
+}
+
+fn setting(root: &Root, path: &str) -> Result<Option<String>, KexecError> {
+    root.read_text(path, MAX_SETTING).map_err(reading(path))
+}
+
+fn read_text(root: &Root, path: &str, limit: u64) -> Result<String, KexecError> {
+    root.read_text(path, limit)
+        .and_then(|text| text.ok_or_else(|| io::ErrorKind::NotFound.into()))
+        .map_err(reading(path))
+}
+
+fn reading(path: &str) -> impl Fn(io::Error) -> KexecError {
+    move |source| KexecError::Read {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: &str = "7130c94a-213a-4e5a-8e26-6cce9662f132";
+    const B: &str = "e03dd35c-7c2d-4a47-b3fe-27f15780a57c";
+    const OLD: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+    const NEW: &str = "1111111111111111111111111111111111111111111111111111111111111111";
+
+    fn slot(number: u32, name: &str, unique_guid: &str) -> Partition {
+        Partition {
+            number,
+            type_guid: USR_TYPE,
+            unique_guid: unique_guid.parse().unwrap(),
+            first_lba: 0,
+            last_lba: 0,
+            attributes: Attributes::default(),
+            name: name.to_owned(),
+        }
+    }
+
+    fn from_a_to_b(
+        current: &str,
+        hash: Option<&str>,
+        append: &str,
+    ) -> Result<String, CommandLineProblem> {
+        CommandLine {
+            running: &slot(3, "USR-A", A),
+            running_letter: Letter::A,
+            next: &slot(4, "USR-B", B),
+            next_letter: Letter::B,
+            hash,
+            append,
+        }
+        .rewrite(current)
+    }
+
+    #[test]
+    fn words_that_name_the_slot_are_translated_and_others_are_not() {
+        for (current, expected) in [
+            (
+                format!("mount.usr=PARTUUID={A} quiet"),
+                format!("mount.usr=PARTUUID={B} quiet"),
+            ),
+            (
+                format!(
+                    "BOOT_IMAGE=/flatcar/vmlinuz-a mount.usr=/dev/mapper/usr verity.usr=PARTUUID={A} root=LABEL=ROOT"
+                ),
+                format!(
+                    "BOOT_IMAGE=/flatcar/vmlinuz-b mount.usr=/dev/mapper/usr verity.usr=PARTUUID={B} root=LABEL=ROOT"
+                ),
+            ),
+            // In capitals, by link and by label.
+            (
+                format!("usr=PARTUUID={}", A.to_uppercase()),
+                format!("usr=PARTUUID={B}"),
+            ),
+            (
+                format!("usr=/dev/disk/by-partuuid/{A} usrflags=ro"),
+                format!("usr=/dev/disk/by-partuuid/{B} usrflags=ro"),
+            ),
+            ("usr=PARTLABEL=USR-A".into(), "usr=PARTLABEL=USR-B".into()),
+            (
+                "mount.usr=/dev/disk/by-partlabel/USR-A".into(),
+                "mount.usr=/dev/disk/by-partlabel/USR-B".into(),
+            ),
+            // Under a key that nobody has told us of.
+            (
+                format!("systemd.x=PARTUUID={A},ro"),
+                format!("systemd.x=PARTUUID={B},ro"),
+            ),
+            // A name of its own for the kernel stays.
+            (
+                format!("BOOT_IMAGE=/linux usr=PARTUUID={A}"),
+                format!("BOOT_IMAGE=/linux usr=PARTUUID={B}"),
+            ),
+            // Quotes hold words together; what follows the dashes is not ours.
+            (
+                format!("a=\"b  c\"   usr=PARTUUID={A} -- usr=PARTUUID={A} x"),
+                format!("a=\"b  c\" usr=PARTUUID={B} -- usr=PARTUUID={A} x"),
+            ),
+            // A first boot happens once.
+            (
+                format!(
+                    "flatcar.first_boot=detected ignition.firstboot usr=PARTUUID={A} \
+                         coreos.randomize_disk_guid=1 flatcar.oem.id=qemu"
+                ),
+                format!("usr=PARTUUID={B} flatcar.oem.id=qemu"),
+            ),
+        ] {
+            assert_eq!(from_a_to_b(&current, None, ""), Ok(expected), "{current}");
+        }
+    }
+
+    #[test]
+    fn the_hash_is_the_next_systems_and_appended_words_come_last() {
+        let current = format!("verity.usr=PARTUUID={A} verity.usrhash={OLD} -- single");
+        assert_eq!(
+            from_a_to_b(&current, Some(NEW), "kexec=1  quiet"),
+            Ok(format!(
+                "verity.usr=PARTUUID={B} verity.usrhash={NEW} kexec=1 quiet -- single"
+            ))
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_translated_is_refused() {
+        let hashed = format!("usr=PARTUUID={A} usrhash={OLD}");
+        let plain = format!("usr=PARTUUID={A}");
+        for (current, hash, expected) in [
+            ("quiet", None, CommandLineProblem::NoSlotNamed),
+            ("", None, CommandLineProblem::NoSlotNamed),
+            (
+                "mount.usr=/dev/sda3",
+                None,
+                CommandLineProblem::OtherName("mount.usr=/dev/sda3".to_owned()),
+            ),
+            (
+                "mount.usr=/dev/mapper/usr",
+                None,
+                CommandLineProblem::NoSlotNamed,
+            ),
+            (&hashed, None, CommandLineProblem::Hash { running: true }),
+            (
+                &plain,
+                Some(NEW),
+                CommandLineProblem::Hash { running: false },
+            ),
+        ] {
+            assert_eq!(from_a_to_b(current, hash, ""), Err(expected), "{current}");
+        }
+    }
+
+    #[test]
+    fn a_restart_of_the_same_slot_changes_nothing() {
+        let slot = slot(3, "USR-A", A);
+        let same = CommandLine {
+            running: &slot,
+            running_letter: Letter::A,
+            next: &slot,
+            next_letter: Letter::A,
+            hash: Some(OLD),
+            append: "",
+        };
+        let line =
+            format!("BOOT_IMAGE=/vmlinuz-a verity.usr=PARTUUID={A} verity.usrhash={OLD} quiet");
+        assert_eq!(same.rewrite(&line), Ok(line));
+    }
+}

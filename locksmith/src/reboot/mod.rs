@@ -1,0 +1,260 @@
+//! How the machine goes down and comes up again: through the firmware, straight
+//! into the next kernel, or with a new user space alone.
+//!
+//! | file | job |
+//! |---|---|
+//! | [`slots`] | which slot runs and which boots next |
+//! | [`kexec`] | what the boot loader would do, done here |
+//! | [`wall`] | words on the terminals of the people who are logged in |
+//!
+//! It does what it is told; the time and the permission are decided elsewhere.
+
+pub mod kexec;
+pub mod slots;
+pub mod wall;
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+use std::sync::Arc;
+
+use gptprio::machine::Root;
+use gptprio::{Guid, Selection};
+use tokio::task::spawn_blocking;
+use tracing::{info, warn};
+
+use crate::bus::{Inhibition, Login, RefusedReboot};
+use crate::semaphore::Mode;
+use crate::words::words;
+use kexec::{KexecError, KexecOptions, KexecPlan, Loader, RunningKernel, SpentTry};
+use slots::SystemSlots;
+
+/// The word for a mode in the configuration, in the semaphore and in messages.
+#[must_use]
+pub const fn word(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Firmware => "firmware",
+        Mode::Kexec => "kexec",
+        Mode::Soft => "soft",
+    }
+}
+
+/// Why the machine does not reboot.
+#[derive(Debug, thiserror::Error)]
+pub enum RebootError {
+    /// logind, or who stands behind it, refuses.
+    #[error(transparent)]
+    Refused(#[from] RefusedReboot),
+}
+
+/// What performs reboots.
+#[derive(Clone)]
+pub struct Rebooter {
+    root: Root,
+    login: Login,
+    options: KexecOptions,
+    loader: Arc<dyn Loader>,
+}
+
+/// A reboot that logind has accepted.
+#[derive(Debug)]
+#[must_use = "a reboot that does not happen is to be given up"]
+pub struct Begun {
+    mode: Mode,
+    spent: Option<SpentTry>,
+}
+
+impl Begun {
+    /// How the machine reboots: not always as was asked, since what keeps it
+    /// from the next kernel sends it through the firmware.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+}
+
+impl Rebooter {
+    /// For the machine at `root`.
+    #[must_use]
+    pub fn new(root: Root, login: Login, options: KexecOptions) -> Self {
+        Self::with_loader(root, login, options, Arc::new(RunningKernel))
+    }
+
+    /// The same with something else in the place of the running kernel.
+    #[must_use]
+    pub fn with_loader(
+        root: Root,
+        login: Login,
+        options: KexecOptions,
+        loader: Arc<dyn Loader>,
+    ) -> Self {
+        Self {
+            root,
+            login,
+            options,
+            loader,
+        }
+    }
+
+    /// Reboots. `why` is told to those who are logged in. After [`Mode::Kexec`]
+    /// and until the shutdown is seen to go on, the caller holds what
+    /// [`Rebooter::give_up`] needs.
+    ///
+    /// # Errors
+    ///
+    /// Nothing has begun, and nothing is left staged or spent.
+    pub async fn reboot(
+        &self,
+        mode: Mode,
+        inhibition: Inhibition,
+        why: &str,
+    ) -> Result<Begun, RebootError> {
+        let spent = match mode {
+            Mode::Firmware => None,
+            Mode::Soft => None,
+            Mode::Kexec => self.prepare_kexec().await,
+        };
+        let mode = match (mode, &spent) {
+            (Mode::Kexec, None) => Mode::Firmware,
+            (Mode::Soft, _) => self.soft_or_firmware().await,
+            _ => mode,
+        };
+        let begun = Begun { mode, spent };
+        match self.login.reboot(mode, inhibition, why).await {
+            Err(RefusedReboot::NotOffered(Mode::Soft)) => {
+                warn!(
+                    "this system cannot restart user space alone, the reboot goes through the firmware"
+                );
+                self.login.reboot(Mode::Firmware, inhibition, why).await?;
+                Ok(Begun {
+                    mode: Mode::Firmware,
+                    spent: None,
+                })
+            }
+            Ok(()) => Ok(begun),
+            Err(refused) => {
+                self.give_up(begun).await;
+                Err(refused.into())
+            }
+        }
+    }
+
+    /// Undoes what a reboot has prepared, when it was accepted and did not
+    /// happen. If it happens after all, it goes through the firmware.
+    pub async fn give_up(&self, begun: Begun) {
+        let Some(spent) = begun.spent else { return };
+        let loader = Arc::clone(&self.loader);
+        let done = blocking(move || {
+            // First: what is staged may not start without its try spent.
+            drop_staged(&*loader);
+            spent.give_back()
+        });
+        if let Err(error) = done.await {
+            warn!(
+                error = words(&error),
+                "the next slot's try is lost: unless it is given back by hand, the boot loader \
+                 starts the old slot"
+            );
+        }
+    }
+
+    /// Stages and spends; `None` when the machine has to go through the firmware.
+    async fn prepare_kexec(&self) -> Option<SpentTry> {
+        let this = self.clone();
+        let prepared = blocking(move || {
+            let plan = KexecPlan::make(&this.root, &this.options)?;
+            plan.stage(&this.root, &*this.loader)?;
+            info!(
+                partition = plan.number,
+                kernel = %plan.kernel.display(),
+                command_line = plan.command_line,
+                "the next kernel is staged"
+            );
+            plan.spend_try().inspect_err(|_| drop_staged(&*this.loader))
+        });
+        match prepared.await {
+            Ok(spent) => Some(spent),
+            Err(error) => {
+                warn!(
+                    reason = words(&error),
+                    "no kexec, the reboot goes through the firmware"
+                );
+                None
+            }
+        }
+    }
+
+    /// A restart of user space must not leave a part of the update behind.
+    async fn soft_or_firmware(&self) -> Mode {
+        let (root, slot_type) = (self.root.clone(), self.options.slot_type);
+        let reason = match blocking(move || kernel_stays(&root, slot_type)).await {
+            Ok(None) => return Mode::Soft,
+            Ok(Some(reason)) => reason,
+            Err(error) => words(&error),
+        };
+        warn!(
+            reason,
+            "a restart of user space alone is not enough, the reboot goes through the firmware"
+        );
+        Mode::Firmware
+    }
+}
+
+/// Why the next boot would have another kernel than the one that runs; `None`
+/// when it would not.
+fn kernel_stays(root: &Root, slot_type: Guid) -> Result<Option<String>, KexecError> {
+    let Some(system) = SystemSlots::read(root, slot_type)? else {
+        return Ok(None);
+    };
+    let next = match system.next() {
+        Selection::Slot(slot) | Selection::LastResort(slot) => slot,
+        Selection::Nothing => return Ok(None),
+    };
+    if next.number == system.running {
+        return Ok(None);
+    }
+    let running = kexec::kernel_of(root, system.letter(system.running())?)?;
+    let letter = system.letter(next)?;
+    let kernel = kexec::kernel_of(root, letter)?;
+    let same = same_content(&running, &kernel).map_err(|source| KexecError::Read {
+        path: kernel.display().to_string(),
+        source,
+    })?;
+    Ok((!same).then(|| format!("slot {letter} has another kernel")))
+}
+
+fn same_content(one: &Path, other: &Path) -> io::Result<bool> {
+    let (mut one, mut other) = (File::open(one)?, File::open(other)?);
+    let length = one.metadata()?.len();
+    if length != other.metadata()?.len() {
+        return Ok(false);
+    }
+    let mut left = length;
+    let (mut ours, mut theirs) = ([0; 64 << 10], [0; 64 << 10]);
+    while left > 0 {
+        let part = usize::try_from(left).map_or(ours.len(), |left| left.min(ours.len()));
+        one.read_exact(&mut ours[..part])?;
+        other.read_exact(&mut theirs[..part])?;
+        if ours[..part] != theirs[..part] {
+            return Ok(false);
+        }
+        left -= u64::try_from(part).map_err(io::Error::other)?;
+    }
+    Ok(true)
+}
+
+fn drop_staged(loader: &dyn Loader) {
+    if let Err(error) = loader.unload() {
+        warn!(%error, "cannot drop the staged kernel");
+    }
+}
+
+/// Disks and files are read where waiting is allowed.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, KexecError> + Send + 'static,
+) -> Result<T, KexecError> {
+    match spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
