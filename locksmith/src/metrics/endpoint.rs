@@ -1,0 +1,246 @@
+//! Where scrapers get in: a socket file or a TCP address, HTTP on both.
+
+use std::fmt;
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio_util::sync::CancellationToken;
+
+use super::Metrics;
+use crate::http::{self, Limits};
+
+/// Any process of the machine may read them; they are not secret.
+const SOCKET_MODE: u32 = 0o666;
+
+/// Where to listen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listen {
+    /// A socket file.
+    Unix(PathBuf),
+    /// `host:port`.
+    Tcp(String),
+}
+
+/// A text that names no place to listen at.
+#[derive(Debug, thiserror::Error)]
+#[error("invalid address {0:?} for metrics: give \"host:port\" or the absolute path of a socket")]
+pub struct BadListen(String);
+
+/// Why metrics cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum EndpointError {
+    /// The address cannot be listened on.
+    #[error("cannot listen for metrics on {listen}")]
+    Listen {
+        /// Where.
+        listen: Listen,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl FromStr for Listen {
+    type Err = BadListen;
+
+    fn from_str(text: &str) -> Result<Self, BadListen> {
+        if text.starts_with('/') {
+            return Ok(Self::Unix(text.into()));
+        }
+        match text.rsplit_once(':') {
+            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
+                Ok(Self::Tcp(text.to_owned()))
+            }
+            _ => Err(BadListen(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "{}", path.display()),
+            Self::Tcp(address) => f.write_str(address),
+        }
+    }
+}
+
+/// Listens, and answers once it is [served](Endpoint::serve).
+#[derive(Debug)]
+pub struct Endpoint {
+    listener: Listener,
+    router: Router,
+}
+
+#[derive(Debug)]
+enum Listener {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+}
+
+impl Endpoint {
+    /// Listens for `GET /metrics`.
+    ///
+    /// A socket file that nobody answers at is what an earlier process left
+    /// behind, and replaced. Anything else at its path is an error.
+    ///
+    /// # Errors
+    ///
+    /// The address is taken, or cannot be listened on.
+    pub async fn bind(listen: &Listen, metrics: Arc<Metrics>) -> Result<Self, EndpointError> {
+        let bound = match listen {
+            Listen::Unix(path) => bind_socket(path).await.map(Listener::Unix),
+            Listen::Tcp(address) => TcpListener::bind(address).await.map(Listener::Tcp),
+        };
+        let listener = bound.map_err(|source| EndpointError::Listen {
+            listen: listen.clone(),
+            source,
+        })?;
+        let router = route(metrics);
+        Ok(Self { listener, router })
+    }
+
+    /// The TCP address, if it is one.
+    #[must_use]
+    pub fn address(&self) -> Option<std::net::SocketAddr> {
+        match &self.listener {
+            Listener::Unix(_) => None,
+            Listener::Tcp(listener) => listener.local_addr().ok(),
+        }
+    }
+
+    /// Answers until `shutdown` is cancelled.
+    pub async fn serve(self, shutdown: CancellationToken) {
+        let limits = Limits {
+            connections: 16,
+            ..Limits::default()
+        };
+        match self.listener {
+            Listener::Unix(listener) => {
+                http::serve(listener, self.router, limits, shutdown).await;
+            }
+            Listener::Tcp(listener) => {
+                http::serve(listener, self.router, limits, shutdown).await;
+            }
+        }
+    }
+}
+
+/// `GET /metrics`.
+pub(crate) fn route(metrics: Arc<Metrics>) -> Router {
+    Router::new()
+        .route("/metrics", get(answer))
+        .with_state(metrics)
+}
+
+async fn answer(State(metrics): State<Arc<Metrics>>) -> impl IntoResponse {
+    ([(CONTENT_TYPE, super::CONTENT_TYPE)], metrics.encode())
+}
+
+async fn bind_socket(path: &Path) -> io::Result<UnixListener> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+        Ok(there) if !there.file_type().is_socket() => {
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "something that is no socket is there; remove it or choose another path",
+            ));
+        }
+        Ok(_) => match UnixStream::connect(path).await {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                std::fs::remove_file(path)?;
+            }
+            Err(error) => return Err(error),
+            Ok(_) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::AddrInUse,
+                    "another process answers there",
+                ));
+            }
+        },
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(SOCKET_MODE))?;
+    Ok(listener)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    #[test]
+    fn addresses_are_told_from_socket_files() {
+        let tcp = |text: &str| Some(Listen::Tcp(text.to_owned()));
+        for (text, expected) in [
+            ("127.0.0.1:9100", tcp("127.0.0.1:9100")),
+            ("[::1]:9100", tcp("[::1]:9100")),
+            ("localhost:0", tcp("localhost:0")),
+            ("/run/m.sock", Some(Listen::Unix("/run/m.sock".into()))),
+            ("", None),
+            ("9100", None),
+            (":9100", None),
+            ("host:", None),
+            ("host:70000", None),
+            ("run/m.sock", None),
+        ] {
+            assert_eq!(text.parse::<Listen>().ok(), expected, "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stale_socket_is_replaced_and_nothing_else_is_touched() {
+        let folder = tempfile::tempdir().unwrap();
+        let bind = async |path: &Path| {
+            Endpoint::bind(&Listen::Unix(path.into()), Arc::new(Metrics::new())).await
+        };
+        let cause = |result: Result<Endpoint, EndpointError>| {
+            let EndpointError::Listen { source, .. } = result.unwrap_err();
+            source.kind()
+        };
+        let path = folder.path().join("metrics.sock");
+        drop(UnixListener::bind(&path).unwrap());
+        let first = bind(&path).await.unwrap();
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, SOCKET_MODE);
+        assert_eq!(cause(bind(&path).await), io::ErrorKind::AddrInUse);
+
+        let shutdown = CancellationToken::new();
+        let served = tokio::spawn(first.serve(shutdown.clone()));
+        let mut stream = UnixStream::connect(&path).await.unwrap();
+        stream
+            .write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            .await
+            .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert!(answer.contains(super::super::CONTENT_TYPE), "{answer}");
+        assert!(answer.ends_with("# EOF\n"), "{answer}");
+        shutdown.cancel();
+        served.await.unwrap();
+
+        let file = folder.path().join("precious");
+        std::fs::write(&file, "data").unwrap();
+        assert_eq!(cause(bind(&file).await), io::ErrorKind::AlreadyExists);
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        assert_eq!(cause(bind(&link).await), io::ErrorKind::AlreadyExists);
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "data");
+        // A folder below /run is not there after each boot.
+        bind(&folder.path().join("new/metrics.sock")).await.unwrap();
+    }
+}
