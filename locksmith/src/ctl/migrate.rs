@@ -1,0 +1,128 @@
+//! `migrate`: from the v2 to the v3 interface of etcd without a moment in which
+//! machines get places on both.
+//!
+//! ```text
+//! 1  v3: pause                nobody gets a place on v3 before v2 is empty
+//! 2  v3: max := max of v2     unless v3 is in use already
+//! 3  v2: max := 0             nobody gets a place on v2 any more
+//! 4  v2: wait for holders     they leave by themselves
+//! 5  v3: end the pause        if it is the one of step 1
+//! ```
+//!
+//! Each step finds out whether it has been done, so the command can be repeated
+//! after any failure, by anybody.
+
+use std::time::Duration;
+
+use super::error::CtlError;
+use super::settle::{Step, first_look, settle};
+use super::{Invocation, now, say, show};
+use crate::config::{EtcdApi, Store};
+use crate::semaphore::{Document, Look, Max, Paused, steering};
+use crate::store::SemaphoreStore;
+
+const MIGRATING: &str = "migrating";
+
+/// Whose pause it is; another one is left alone.
+const BY: &str = "locksmithctl migrate";
+
+/// How often the old holders are looked at.
+const POLL: Duration = Duration::from_secs(5);
+
+pub(super) async fn migrate(invocation: &Invocation<'_>) -> Result<(), CtlError> {
+    let settings = invocation.globals.settings()?;
+    if settings.store != Store::Etcd {
+        return Err(CtlError::Usage(
+            "migrate is between two interfaces of etcd; -store file has none".to_owned(),
+        ));
+    }
+    let old = settings.open_etcd(EtcdApi::V2).map_err(CtlError::contact)?;
+    let new = settings.open_etcd(EtcdApi::V3).map_err(CtlError::contact)?;
+    let mut places = look(&old).await?;
+    if places.max != 0 {
+        close_new(&new).await?;
+        copy_max(&new, places.max).await?;
+        close_old(&old).await?;
+        say(format_args!(
+            "The lock on v2 is closed; the one on v3 has a maximum of {}.",
+            places.max
+        ));
+        places = look(&old).await?;
+    } else if !places.holders.is_empty() {
+        // Frozen by hand, or by an earlier run; either way v3 must wait.
+        close_new(&new).await?;
+    }
+    while !places.holders.is_empty() {
+        let ids: Vec<_> = places.holders.iter().map(ToString::to_string).collect();
+        let ids = ids.join(", ");
+        if !invocation.values.is_on("wait") {
+            return Err(CtlError::Findings(format!(
+                "Still held on v2, so v3 stays paused: {ids}\n\
+                 When they have gone: locksmithctl migrate\n\
+                 One that will not come back: locksmithctl -api v2 unlock ID"
+            )));
+        }
+        say(format_args!("Waiting for {ids}"));
+        tokio::time::sleep(POLL).await;
+        places = look(&old).await?;
+    }
+    open_new(&new).await?;
+    let max = look(&new).await?.max;
+    say(format_args!(
+        "The lock is on v3 now, with a maximum of {max}."
+    ));
+    Ok(())
+}
+
+async fn look(store: &dyn SemaphoreStore) -> Result<Document, CtlError> {
+    let snapshot = first_look(store, &Look::default(), MIGRATING).await?;
+    Ok(snapshot.places())
+}
+
+async fn close_new(store: &dyn SemaphoreStore) -> Result<(), CtlError> {
+    let paused = Paused {
+        by: BY.to_owned(),
+        why: "machines may still hold the lock on the v2 API".to_owned(),
+        at: now(),
+    };
+    settle(store, &Look::default(), MIGRATING, |snapshot, _| {
+        Ok(match show::policy(snapshot).paused {
+            Some(_) => Step::Done(()),
+            None => Step::Commit(steering::pause(snapshot, paused.clone()), ()),
+        })
+    })
+    .await
+}
+
+async fn copy_max(store: &dyn SemaphoreStore, max: i64) -> Result<(), CtlError> {
+    settle(store, &Look::default(), MIGRATING, |snapshot, _| {
+        // A maximum that somebody has set there is meant.
+        if snapshot.document.value.is_some() {
+            return Ok(Step::Done(()));
+        }
+        let (_, _, transaction) = steering::set_max(snapshot, Max::Count(max), now());
+        Ok(Step::Commit(transaction, ()))
+    })
+    .await
+}
+
+async fn close_old(store: &dyn SemaphoreStore) -> Result<(), CtlError> {
+    settle(store, &Look::default(), MIGRATING, |snapshot, _| {
+        let (_, _, transaction) = steering::set_max(snapshot, Max::Count(0), now());
+        Ok(Step::Commit(transaction, ()))
+    })
+    .await
+}
+
+async fn open_new(store: &dyn SemaphoreStore) -> Result<(), CtlError> {
+    settle(store, &Look::default(), MIGRATING, |snapshot, _| {
+        let ours = show::policy(snapshot)
+            .paused
+            .is_some_and(|paused| paused.by == BY);
+        Ok(match steering::resume(snapshot) {
+            Some(transaction) if ours => Step::Commit(transaction, ()),
+            _ => Step::Done(()),
+        })
+    })
+    .await
+}

@@ -1,0 +1,215 @@
+//! `reboot`: an operator's reboot, which takes a place like any other.
+//!
+//! The original asked logind and did not listen to the answer. Here a reboot
+//! that is refused gives the place back at once, and one that begins leaves a
+//! record by which the agent recognises the place after the boot.
+
+use std::time::Duration;
+
+use gptprio::machine::Root;
+use nix::unistd::Uid;
+
+use super::error::CtlError;
+use super::locking::{self, own_id, take};
+use super::settle::{Step, first_look, settle};
+use super::{Invocation, now, say};
+use crate::boot_facts;
+use crate::bus::{Bus, BusError, Inhibition, Login};
+use crate::daemon;
+use crate::semaphore::places::{self, Fenced, Refusal, Request};
+use crate::semaphore::{Holder, Kind, LeaseId, Look, Mode, Phase, Revision};
+use crate::store::SemaphoreStore;
+use crate::words::words;
+
+const REBOOTING: &str = "rebooting";
+
+/// After this time without a word from the machine it is overdue.
+const DEADLINE: Duration = Duration::from_secs(30 * 60);
+
+/// What logind tells those who are logged in.
+const WALL: &str = "locksmithctl reboot";
+
+/// The original's order of checks: root, etcd, logind, machine-id, lock.
+pub(super) async fn reboot(invocation: &Invocation<'_>) -> Result<(), CtlError> {
+    if !Uid::effective().is_root() {
+        return Err(CtlError::NotRoot);
+    }
+    let store = invocation.globals.store()?;
+    let store = &store;
+    let snapshot = first_look(store, &Look::default(), REBOOTING).await?;
+    let login = Login::new(&Bus::new(invocation.globals.bus.as_deref()));
+    is_there(&login).await?;
+    let mut request = locking::request(own_id(invocation)?, Kind::Reboot, "");
+    if !snapshot.document_only {
+        // By it the agent tells whether the machine has rebooted.
+        request.holder.boot_id = boot_id(invocation)?;
+        request.deadline_lease =
+            store
+                .grant_lease(DEADLINE)
+                .await
+                .map_err(|source| CtlError::Store {
+                    doing: REBOOTING,
+                    source,
+                })?;
+    }
+    let place = match take(store, &request).await {
+        Ok(token) => Place::Taken(token),
+        Err(CtlError::Exists) => found(store, &request).await?,
+        Err(other) => {
+            end_lease(store, &request).await;
+            return Err(other);
+        }
+    };
+    let begun = async {
+        remember(invocation)?;
+        match &place {
+            Place::Taken(token) | Place::Had(token, _) => {
+                pass_fence(store, &request, *token).await?;
+            }
+            Place::Unexplained => check_halt(store).await?,
+        }
+        login
+            .reboot(Mode::Firmware, Inhibition::Respect, WALL)
+            .await
+            .map_err(|refused| CtlError::Reboot(words(&refused)))
+    };
+    let Err(failed) = begun.await else {
+        return Ok(());
+    };
+    let undone = match &place {
+        Place::Taken(token) => give_back(store, &request, *token).await,
+        Place::Had(token, before) => restore(store, &request, *token, before).await,
+        Place::Unexplained => Ok(()),
+    };
+    if let Err(error) = undone {
+        say(format_args!(
+            "{error}\nThe lock is still held: locksmithctl unlock"
+        ));
+    }
+    end_lease(store, &request).await;
+    Err(failed)
+}
+
+/// The place that this machine reboots with.
+enum Place {
+    /// This command has taken it.
+    Taken(Revision),
+    /// It was there: the operator's lock, as a rule. Its record as it was.
+    Had(Revision, Holder),
+    /// It was there without a record.
+    Unexplained,
+}
+
+/// The place that was there before.
+async fn found(store: &dyn SemaphoreStore, request: &Request) -> Result<Place, CtlError> {
+    let snapshot = first_look(store, &Look::default(), REBOOTING).await?;
+    let record = snapshot.holders.get(&request.id);
+    Ok(
+        match record.map(|record| (record.created, record.value.clone())) {
+            Some((token, Some(holder))) => Place::Had(token, holder),
+            _ => Place::Unexplained,
+        },
+    )
+}
+
+/// Puts the record back as it was.
+async fn restore(
+    store: &dyn SemaphoreStore,
+    request: &Request,
+    token: Revision,
+    before: &Holder,
+) -> Result<(), CtlError> {
+    settle(store, &Look::default(), REBOOTING, |snapshot, _| {
+        let back = |holder: &mut Holder| holder.clone_from(before);
+        Ok(match places::advance(snapshot, &request.id, token, back) {
+            Ok(transaction) => Step::Commit(transaction, ()),
+            Err(_) => Step::Done(()),
+        })
+    })
+    .await
+}
+
+/// Writes that the reboot happens, if the place is still there and nobody has
+/// halted the group.
+async fn pass_fence(
+    store: &dyn SemaphoreStore,
+    request: &Request,
+    token: Revision,
+) -> Result<(), CtlError> {
+    settle(store, &Look::default(), REBOOTING, |snapshot, _| {
+        // An operator's lock becomes a reboot's, which the agent gives back when
+        // the new system is proven.
+        let change = |holder: &mut Holder| {
+            holder.phase = Phase::Rebooting;
+            holder.kind = Kind::Reboot;
+            holder.boot_id.clone_from(&request.holder.boot_id);
+        };
+        places::fence(snapshot, &request.id, token, request.deadline_lease, change)
+            .map(|transaction| Step::Commit(transaction, ()))
+            .map_err(|fenced| match fenced {
+                Fenced::Halted(why) => CtlError::NoPlace(Refusal::Halted(why)),
+                lost @ Fenced::Lost => CtlError::Reboot(lost.to_string()),
+            })
+    })
+    .await
+}
+
+/// A place from before is no permission in a halted group.
+async fn check_halt(store: &dyn SemaphoreStore) -> Result<(), CtlError> {
+    let snapshot = first_look(store, &Look::default(), REBOOTING).await?;
+    match snapshot.halt.value {
+        Some(halt) => Err(CtlError::NoPlace(Refusal::Halted(halt.why))),
+        None => Ok(()),
+    }
+}
+
+/// The agent gives the place back after the boot, under any strategy.
+fn remember(invocation: &Invocation<'_>) -> Result<(), CtlError> {
+    let told = |error: std::io::Error| CtlError::Reboot(words(&error));
+    let root = Root::at(&invocation.globals.root).map_err(told)?;
+    daemon::remember_held(&root).map_err(told)
+}
+
+async fn give_back(
+    store: &dyn SemaphoreStore,
+    request: &Request,
+    token: Revision,
+) -> Result<(), CtlError> {
+    let look = Look {
+        history: Some(request.id.clone()),
+        ..Look::default()
+    };
+    settle(store, &look, REBOOTING, |snapshot, _| {
+        let transaction = places::release(snapshot, &request.id, token, "given-back", now());
+        Ok(match transaction {
+            Some(transaction) => Step::Commit(transaction, ()),
+            None => Step::Done(()),
+        })
+    })
+    .await
+}
+
+/// The lease would end by itself as well.
+async fn end_lease(store: &dyn SemaphoreStore, request: &Request) {
+    if request.deadline_lease != LeaseId::default() {
+        let _ = store.revoke_lease(request.deadline_lease).await;
+    }
+}
+
+/// Whether there is a logind to ask, before a place is taken in vain.
+async fn is_there(login: &Login) -> Result<(), CtlError> {
+    match login.inhibitors().await {
+        Err(error @ (BusError::Connect { .. } | BusError::Absent { .. })) => {
+            Err(CtlError::Logind(words(&error)))
+        }
+        // What it does not like, it tells when it is asked to reboot.
+        _ => Ok(()),
+    }
+}
+
+/// The kernel's.
+fn boot_id(invocation: &Invocation<'_>) -> Result<String, CtlError> {
+    let told = |error: &dyn std::error::Error| CtlError::Reboot(words(error));
+    let root = Root::at(&invocation.globals.root).map_err(|error| told(&error))?;
+    boot_facts::boot_id(&root).map_err(|error| told(&error))
+}
