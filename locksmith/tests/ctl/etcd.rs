@@ -1,0 +1,235 @@
+//! What etcd can do to a command, and what the original's documents look like
+//! to it.
+
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use system_tests::etcd::{Setup, Tls};
+
+use crate::server::Server;
+use crate::transcript::Session;
+
+/// Key of the default group.
+const DOCUMENT: &str = "coreos.com/updateengine/rebootlock/semaphore";
+
+fn session(etcd: &Server) -> Session {
+    Session::new()
+        .variable("LOCKSMITHCTL_API", "v3")
+        .variable("LOCKSMITHCTL_ENDPOINT", etcd.endpoint(0))
+}
+
+/// Writes the document behind everybody's back.
+fn put(etcd: &Server, document: &str) {
+    etcd.etcdctl(0, &["put", "--", DOCUMENT, document]).unwrap();
+}
+
+/// The values of keys, each on a line.
+fn get(etcd: &Server, keys: &[&str]) -> String {
+    let arguments = [&["get", "--print-value-only"], keys].concat();
+    let values = etcd.etcdctl(0, &arguments).unwrap();
+    values.trim_end_matches('\n').to_owned()
+}
+
+/// Runs the program and expects its end.
+fn expect(session: &Session, arguments: &[&str], code: i32, stdout: &str, stderr: &[&str]) {
+    let output = session.run(arguments);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {text}");
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), stdout);
+    assert!(!text.contains("panicked"), "{text}");
+    for part in stderr {
+        assert!(
+            text.contains(part),
+            "{arguments:?}: {part:?} is not in {text}"
+        );
+    }
+}
+
+#[test]
+fn looking_writes_nothing_and_locking_writes_the_originals_document() {
+    let etcd = Server::start();
+    let session = session(&etcd);
+    session.stdout(&["status"]);
+    session.stdout(&["holders"]);
+    session.stdout(&["fsck"]);
+    assert_eq!(get(&etcd, &["--prefix", ""]), "");
+    session.stdout(&["set-max", "2"]);
+    session.stdout(&["lock", "b"]);
+    session.stdout(&["lock", "a"]);
+    assert_eq!(
+        get(&etcd, &[DOCUMENT]),
+        "{\"semaphore\":0,\"max\":2,\"holders\":[\"a\",\"b\"]}"
+    );
+}
+
+#[test]
+fn documents_of_hands_and_older_tools() {
+    let etcd = Server::start();
+    let session = session(&etcd);
+    for (document, status) in [
+        (r#"{"semaphore": 1}"#, "Available: 1\nMax: 0\n"),
+        (
+            r#"{"holders":["z","a"],"max":3,"extra":{},"semaphore":1}"#,
+            "Available: 1\nMax: 3\n\nMACHINE ID\nz\na\n",
+        ),
+        (
+            r#"{"semaphore":-3,"max":-9223372036854775808,"holders":[]}"#,
+            "Available: -3\nMax: -9223372036854775808\n",
+        ),
+    ] {
+        put(&etcd, document);
+        expect(&session, &["status"], 0, status, &[]);
+    }
+    // Unsorted: the original could not unlock "z" any more.
+    put(&etcd, r#"{"semaphore":2,"max":3,"holders":["z","a"]}"#);
+    expect(
+        &session,
+        &["fsck"],
+        1,
+        "holders are not sorted, or repeated\nsemaphore is 2 and should be 1\n\
+         z has a place but no record: an older tool took it, or an edit by hand\n\
+         a has a place but no record: an older tool took it, or an edit by hand\n",
+        &["fsck -fix"],
+    );
+    session.stdout(&["fsck", "-fix"]);
+    assert_eq!(
+        get(&etcd, &[DOCUMENT]),
+        "{\"semaphore\":1,\"max\":3,\"holders\":[\"a\",\"z\"]}"
+    );
+    expect(&session, &["unlock", "z"], 0, "", &[]);
+}
+
+#[test]
+fn what_nobody_can_read_is_an_error_and_stays() {
+    let etcd = Server::start();
+    let session = session(&etcd);
+    for document in [
+        "asdf",
+        "{\"semaphore:",
+        "[]",
+        r#"{"semaphore":9223372036854775808}"#,
+        r#"{"semaphore":1,"max":1.5}"#,
+        r#"{"semaphore":1,"holders":[1]}"#,
+    ] {
+        put(&etcd, document);
+        for (command, start) in [
+            (&["status"][..], "Error reading: "),
+            (&["lock", "a"], "Error locking: "),
+            (&["unlock", "a"], "Error unlocking: "),
+            (&["set-max", "3"], "Error setting value: "),
+        ] {
+            expect(&session, command, 1, "", &[start, DOCUMENT, "etcdctl"]);
+        }
+        assert_eq!(get(&etcd, &[DOCUMENT]), document);
+    }
+}
+
+#[test]
+fn wrong_passwords_and_missing_tls_are_told() {
+    let etcd = Server::start();
+    let plain = session(&etcd);
+    let https = etcd.endpoint(0).replace("http:", "https:");
+    expect(
+        &plain,
+        &["-endpoint", &https, "status"],
+        1,
+        "",
+        &["Error initializing etcd client: "],
+    );
+    etcd.etcdctl(0, &["user", "add", "root:right"]).unwrap();
+    etcd.etcdctl(0, &["user", "grant-role", "root", "root"])
+        .unwrap();
+    etcd.etcdctl(0, &["auth", "enable"]).unwrap();
+    for arguments in [
+        &["status"][..],
+        &[
+            "-etcd-username",
+            "root",
+            "-etcd-password",
+            "wrong",
+            "status",
+        ],
+        &[
+            "-etcd-username",
+            "nobody",
+            "-etcd-password",
+            "right",
+            "lock",
+            "a",
+        ],
+    ] {
+        expect(
+            &plain,
+            arguments,
+            1,
+            "",
+            &["Error initializing etcd client: "],
+        );
+    }
+    let right = [
+        "-etcd-username",
+        "root",
+        "-etcd-password",
+        "right",
+        "status",
+    ];
+    expect(&plain, &right, 0, "Available: 1\nMax: 1\n", &[]);
+}
+
+#[test]
+fn certificates_are_asked_for_and_taken() {
+    let etcd = Server::start_with(&Setup {
+        tls: Some(Tls::Both),
+        ..Setup::default()
+    });
+    let plain = session(&etcd);
+    let file = |name: &str| etcd.certificate(name).to_str().unwrap().to_owned();
+    let (authorities, certificate, key) =
+        (file("ca.pem"), file("client.pem"), file("client-key.pem"));
+    for arguments in [
+        &["status"][..],
+        &["-etcd-cafile", &authorities, "status"],
+        &["-etcd-cafile", &key, "status"],
+        &["-etcd-cafile", "/nowhere", "lock", "a"],
+    ] {
+        expect(
+            &plain,
+            arguments,
+            1,
+            "",
+            &["Error initializing etcd client: "],
+        );
+    }
+    let http = etcd.endpoint(0).replace("https:", "http:");
+    let contact = &["Error initializing etcd client: "];
+    expect(&plain, &["-endpoint", &http, "status"], 1, "", contact);
+    let sound = plain
+        .variable("LOCKSMITHCTL_ETCD_CAFILE", authorities)
+        .variable("LOCKSMITHCTL_ETCD_CERTFILE", certificate)
+        .variable("LOCKSMITHCTL_ETCD_KEYFILE", key);
+    expect(&sound, &["lock", "a"], 0, "", &[]);
+    expect(
+        &sound,
+        &["status"],
+        0,
+        "Available: 0\nMax: 1\n\nMACHINE ID\na\n",
+        &[],
+    );
+}
+
+#[test]
+fn a_server_that_never_answers_is_given_up() {
+    // The kernel takes the connections; nobody reads from them.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
+    let session = Session::new().variable("LOCKSMITHCTL_ENDPOINT", url);
+    let begun = Instant::now();
+    expect(
+        &session,
+        &["lock", "a"],
+        1,
+        "",
+        &["Error initializing etcd client: "],
+    );
+    assert!(begun.elapsed() < Duration::from_secs(30));
+}
