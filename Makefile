@@ -4,18 +4,31 @@ CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint setup
+.PHONY: help demo demo-fleet test fleet-chaos simulate exhaustive lint setup
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: setup ## Update a disk image end to end, then roll it back (no root)
 	$(CARGO) build --release --bins -p payload -p gptprio -p omaha-server -p update-engine
 	tests/demo/demo.sh $(TARGET_DIR)/release
 
+demo-fleet: setup ## Five machines reboot two at a time, one fails, the others wait (no root)
+	$(CARGO) build --workspace --bins
+	$(TARGET_DIR)/debug/demo_fleet
+
 test: setup ## Build everything and run all tests
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --workspace --no-fail-fast
+
+fleet-chaos: setup ## Twenty machines, three etcd nodes, STEPS faults (default 2000)
+	FLEET_STEPS=$(or $(STEPS),2000) $(CARGO) test -p system-tests --test reboot_fleet -- --nocapture no_fault
+
+simulate: setup ## SEEDS fleets of ten thousand machines with faults (default 1000)
+	LOCKSMITH_SIM_SEEDS=$(or $(SEEDS),1000) $(CARGO) test --release -p locksmith --test simulation -- --ignored --nocapture
+
+exhaustive: setup ## Every order of events of a few machines, with faults
+	$(CARGO) test --release -p locksmith --lib exhaustive -- --ignored --nocapture
 
 lint: setup ## Formatting, clippy and documentation, warnings are errors
 	$(CARGO) fmt --all --check

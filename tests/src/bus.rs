@@ -2,6 +2,8 @@
 //! temporary folder.
 
 use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -12,13 +14,15 @@ use crate::process::Running;
 use crate::programs::system_tool;
 
 const START_LIMIT: Duration = Duration::from_secs(10);
+const SOCKET: &str = "bus";
+const CONFIG: &str = "bus.conf";
 
 /// A running bus. It ends when this value is dropped.
 #[derive(Debug)]
 pub struct PrivateBus {
     address: String,
-    _daemon: Running,
-    _folder: TempDir,
+    daemon: Option<Running>,
+    folder: TempDir,
 }
 
 impl PrivateBus {
@@ -43,13 +47,49 @@ impl PrivateBus {
         &self.address
     }
 
+    /// Ends the bus as a crash would. Everybody on it loses the connection.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses.
+    pub fn stop(&mut self) -> Result<()> {
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.kill()?;
+            // Its successor cannot bind the name otherwise.
+            fs::remove_file(self.socket())?;
+        }
+        Ok(())
+    }
+
+    /// Starts a stopped bus again, at the same address.
+    ///
+    /// # Errors
+    ///
+    /// It does not start.
+    pub fn start_again(&mut self) -> Result<()> {
+        let mut config_option = std::ffi::OsString::from("--config-file=");
+        config_option.push(self.folder.path().join(CONFIG));
+        let mut daemon = Running::start(
+            system_tool("dbus-daemon")
+                .args(["--nofork", "--nopidfile", "--nosyslog"])
+                .arg(config_option),
+        )?;
+        let socket = self.socket();
+        poll_until("start of dbus-daemon", START_LIMIT, || {
+            if !daemon.is_running()? {
+                anyhow::bail!("dbus-daemon ended: {}", daemon.stderr()?);
+            }
+            Ok(UnixStream::connect(&socket).is_ok().then_some(()))
+        })?;
+        self.daemon = Some(daemon);
+        Ok(())
+    }
+
     fn start_with_policy(policy: &str) -> Result<Self> {
         let folder = TempDir::new()?;
-        let socket = folder.path().join("bus");
-        let address = format!("unix:path={}", socket.display());
-        let config = folder.path().join("bus.conf");
+        let address = format!("unix:path={}", folder.path().join(SOCKET).display());
         fs::write(
-            &config,
+            folder.path().join(CONFIG),
             format!(
                 r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
                      "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
@@ -61,24 +101,17 @@ impl PrivateBus {
                    </busconfig>"#
             ),
         )?;
-        let mut config_option = std::ffi::OsString::from("--config-file=");
-        config_option.push(&config);
-        let mut daemon = Running::start(
-            system_tool("dbus-daemon")
-                .args(["--nofork", "--nopidfile", "--nosyslog"])
-                .arg(config_option),
-        )?;
-        poll_until("start of dbus-daemon", START_LIMIT, || {
-            if !daemon.is_running()? {
-                anyhow::bail!("dbus-daemon ended: {}", daemon.stderr()?);
-            }
-            Ok(socket.exists().then_some(()))
-        })?;
-        Ok(Self {
+        let mut bus = Self {
             address,
-            _daemon: daemon,
-            _folder: folder,
-        })
+            daemon: None,
+            folder,
+        };
+        bus.start_again()?;
+        Ok(bus)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join(SOCKET)
     }
 }
 

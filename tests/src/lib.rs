@@ -11,17 +11,21 @@
 //! | [`process`] | a running program; ends with the test |
 //! | [`deadline`] | waiting for something, with a limit and a reason |
 //! | [`bus`] | a message bus of the test's own |
+//! | [`etcd`] | etcd nodes of the test's own, with faults |
 //! | [`disk`] | a disk with two slots, in a file |
 //! | [`release`] | a new version: image, kernel, signed payload |
 //! | [`omaha`] | what an update server says, and hears |
 //! | [`fault_server`] | an HTTP server that can misbehave |
 //! | [`update_server`] | it, offering a release |
 //! | [`machine`] | all of it together: one updatable machine |
+//! | [`fleet`] | machines that reboot together |
 
 pub mod bus;
 pub mod deadline;
 pub mod disk;
+pub mod etcd;
 pub mod fault_server;
+pub mod fleet;
 pub mod machine;
 pub mod omaha;
 pub mod process;

@@ -137,8 +137,17 @@ impl Running {
     ///
     /// It ignores the request for ten seconds.
     pub fn terminate(&mut self) -> Result<ExitStatus> {
-        kill(self.pid()?, Signal::SIGTERM)?;
+        self.signal(Signal::SIGTERM)?;
         self.wait(Duration::from_secs(10))
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(self.pid()?, signal)?)
     }
 
     /// Ends it at once, as a crash would: `kill -9`.
