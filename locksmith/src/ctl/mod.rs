@@ -4,7 +4,7 @@
 //! has them, because scripts and people know them; the rest goes beyond. This
 //! module keeps the original's order of things: flags, version, the switch to
 //! the daemon, environment, command. What a command writes is decided in
-//! [`crate::semaphore`]; how often it is tried, in [`settle`].
+//! [`crate::semaphore`]; how often it is tried, in `settle`.
 
 mod arguments;
 mod command;

@@ -1,5 +1,5 @@
 //! A FleetLock server over the semaphores of some groups. It decides nothing:
-//! [`super::protocol`] says what a request is, [`super::lock`] what it means.
+//! [`super::protocol`] says what a request is, `lock` what it means.
 //!
 //! | path | method | answer |
 //! |---|---|---|
