@@ -54,6 +54,15 @@ fn wait_for_reboot_calls(machine: &mut FakeMachine, expected: usize) {
         .unwrap();
 }
 
+fn wait_for_state(machine: &mut FakeMachine, expected: &str) {
+    let what = format!("STATE={expected}");
+    machine
+        .wait_until(&what, |machine| {
+            Ok(line_of(&machine.coordinator_file(), "STATE") == expected)
+        })
+        .unwrap();
+}
+
 fn wait_for_log(machine: &mut FakeMachine, text: &str) {
     machine
         .wait_until(text, |machine| Ok(machine.log()?.contains(text)))
@@ -295,10 +304,7 @@ fn a_reboot_that_is_refused_gives_the_place_back_and_says_who() {
         machine.neighbours.announce("2.0.0").unwrap();
         wait_for_log(&mut machine, expected);
         wait_for_phase(&mut machine, "");
-        assert_eq!(
-            line_of(&machine.coordinator_file(), "STATE"),
-            "reboot-planned"
-        );
+        wait_for_state(&mut machine, "reboot-planned");
     }
 }
 
