@@ -12,6 +12,8 @@
 //!   [`PayloadStream::finish`] checks the signatures against a [`Trust`].
 //! - [`Manifest`] is the validated table of contents.
 //! - [`make`] makes payloads out of images and signs them.
+//! - [`filesystem`] finds the compressed blocks of an image, [`recompress`] decodes
+//!   them and makes them again bit for bit.
 //! - [`decode`] and [`apply`] run one operation on an [`Image`].
 //! - [`verify_payload`] and [`apply_payload`] do all of it for a payload in a file.
 //!
@@ -22,12 +24,14 @@ mod bspatch;
 pub mod error;
 mod extent;
 mod file;
+pub mod filesystem;
 mod header;
 mod image;
 pub mod make;
 mod manifest;
 mod operation;
 pub mod pipeline;
+pub mod recompress;
 mod resume;
 mod shape;
 mod span;

@@ -1,0 +1,219 @@
+//! Tells for images which encoders make their compressed blocks again.
+//!
+//! ```text
+//! cargo run --release -p payload --example reproduce -- [--encoders DIRECTORY] IMAGE...
+//! ```
+//! Prints a table for each image: for every list of candidates and every encoder of
+//! it that made any block, blocks and stored bytes that it made, the share of both, and
+//! the CPU time for each MB (10^6 bytes) of plain bytes.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use payload::filesystem::{self, CompressedBlock, Layout};
+use payload::recompress::{EncoderSpec, Encoders, Sample};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut directory = PathBuf::from(Encoders::DIRECTORY);
+    let mut images = Vec::new();
+    let mut arguments = std::env::args_os().skip(1);
+    while let Some(argument) = arguments.next() {
+        if argument == "--encoders" {
+            directory = arguments
+                .next()
+                .ok_or("--encoders without a directory")?
+                .into();
+        } else {
+            images.push(PathBuf::from(argument));
+        }
+    }
+    let encoders = Encoders::available(&directory);
+    println!("encoders: {}", encoders.names().join(" "));
+    for path in images {
+        let image = std::fs::read(&path)?;
+        let started = Instant::now();
+        let name = path.display();
+        match filesystem::recognise(&image) {
+            None => println!("{name}: no filesystem that is known"),
+            Some(Err(fault)) => println!("{name}: {fault}"),
+            Some(Ok(layout)) => {
+                println!(
+                    "{name}: {}, {} blocks read in {:.1} s",
+                    layout.filesystem,
+                    layout.blocks.len(),
+                    started.elapsed().as_secs_f64()
+                );
+                report(&image, &layout, &encoders);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn report(image: &[u8], layout: &Layout, encoders: &Encoders) {
+    let plain_total: u64 = layout
+        .blocks
+        .iter()
+        .map(|b| u64::from(b.decoded_length))
+        .sum();
+    println!(
+        "  {} MB of image, {} MB in blocks, {} MB decoded",
+        image.len() / 1_000_000,
+        layout
+            .blocks
+            .iter()
+            .map(|b| u64::from(b.length))
+            .sum::<u64>()
+            / 1_000_000,
+        plain_total / 1_000_000
+    );
+    for (hint, methods) in layout.candidates.iter().enumerate() {
+        let blocks: Vec<_> = layout.blocks.iter().filter(|b| b.hint == hint).collect();
+        let specs: Vec<_> = methods.iter().flat_map(|m| encoders.versions(m)).collect();
+        let proven = run(image, layout, encoders, &blocks, &specs);
+        let bytes = |list: &mut dyn Iterator<Item = &CompressedBlock>| {
+            list.map(|block| u64::from(block.length)).sum::<u64>()
+        };
+        let all = bytes(&mut blocks.iter().copied());
+        println!("  list {hint}: {} blocks, {all} bytes", blocks.len());
+        for (index, spec) in specs.iter().enumerate() {
+            let made = |of: u64| {
+                let mut list = blocks
+                    .iter()
+                    .zip(&proven.by)
+                    .filter(move |(_, by)| **by & of != 0);
+                let count = list.clone().count();
+                (count, bytes(&mut list.by_ref().map(|(block, _)| *block)))
+            };
+            let (count, length) = made(1 << index);
+            if count > 0 {
+                println!(
+                    "    {spec:<44} {count:>7} blocks {length:>10} bytes  {:>6.2} % {:>6.2} %  {:>6.1} ms/MB",
+                    percent(count, blocks.len()),
+                    percent(length, all),
+                    proven.milliseconds(index)
+                );
+            }
+        }
+        let none = proven.by.iter().filter(|by| **by == 0).count();
+        println!("    by none: {none} blocks");
+        if std::env::var_os("SHOW").is_some() {
+            for (block, _) in blocks
+                .iter()
+                .zip(&proven.by)
+                .filter(|(_, by)| **by == 0)
+                .take(12)
+            {
+                println!("      {block:?}");
+            }
+        }
+    }
+}
+
+struct Proven {
+    /// For each block a bit for each spec that made it.
+    by: Vec<u64>,
+    time: Vec<Duration>,
+    plain: u64,
+}
+
+impl Proven {
+    fn milliseconds(&self, spec: usize) -> f64 {
+        self.time[spec].as_secs_f64() * 1e9
+            / f64::from(u32::try_from(self.plain).unwrap_or(u32::MAX))
+    }
+}
+
+fn run(
+    image: &[u8],
+    layout: &Layout,
+    encoders: &Encoders,
+    blocks: &[&CompressedBlock],
+    specs: &[EncoderSpec],
+) -> Proven {
+    let specs = &specs[..specs.len().min(64)];
+    let next = AtomicUsize::new(0);
+    let plain_total = AtomicU64::new(0);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut by = vec![0; blocks.len()];
+    let mut time = vec![Duration::ZERO; specs.len()];
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut found = Vec::new();
+                    let mut time = vec![Duration::ZERO; specs.len()];
+                    loop {
+                        let index = next.fetch_add(1, Ordering::Relaxed);
+                        let Some(block) = blocks.get(index) else {
+                            return (found, time);
+                        };
+                        let plain = decode(image, block).unwrap_or_default();
+                        plain_total.fetch_add(u64::from(block.decoded_length), Ordering::Relaxed);
+                        let wanted = specs.iter().map(|s| s.method.ahead()).max().unwrap_or(0);
+                        let ahead = layout.ahead(image, block, wanted, |index| {
+                            decode(image, &layout.blocks[index])
+                        });
+                        let sample = Sample {
+                            stored: stored(image, block),
+                            plain: &plain,
+                            ahead: &ahead,
+                        };
+                        let mut bits = 0_u64;
+                        for (bit, spec) in specs.iter().enumerate() {
+                            let started = Instant::now();
+                            let one = std::slice::from_ref(spec);
+                            if encoders.prove(sample, one).is_some() {
+                                bits |= 1 << bit;
+                            }
+                            time[bit] += started.elapsed();
+                        }
+                        found.push((index, bits));
+                    }
+                })
+            })
+            .collect();
+        for worker in workers {
+            let (found, spent) = worker.join().expect("no worker panics");
+            for (index, bits) in found {
+                by[index] = bits;
+            }
+            for (sum, spent) in time.iter_mut().zip(spent) {
+                *sum += spent;
+            }
+        }
+    });
+    Proven {
+        by,
+        time,
+        plain: plain_total.into_inner(),
+    }
+}
+
+fn stored<'a>(image: &'a [u8], block: &CompressedBlock) -> &'a [u8] {
+    let start = usize::try_from(block.offset).expect("it lies in an image in memory");
+    &image[start..][..block
+        .length
+        .try_into()
+        .expect("it lies in an image in memory")]
+}
+
+fn decode(image: &[u8], block: &CompressedBlock) -> Option<Vec<u8>> {
+    let limit = usize::try_from(block.decoded_length).ok()?;
+    block.codec.decode(stored(image, block), limit).ok()
+}
+
+fn percent(part: impl TryInto<u64>, whole: impl TryInto<u64>) -> f64 {
+    let number = |n: u64| {
+        f64::from(u32::try_from(n / 16).unwrap_or(u32::MAX))
+            + f64::from(u8::try_from(n % 16).unwrap_or(0)) / 16.0
+    };
+    let part = part.try_into().map_or(0.0, number);
+    let whole = whole.try_into().map_or(0.0, number);
+    if whole == 0.0 {
+        0.0
+    } else {
+        part / whole * 100.0
+    }
+}

@@ -1,0 +1,206 @@
+//! Where the compressed blocks of a filesystem image are.
+//!
+//! A delta of two compressed images is as large as their changed blocks, since a
+//! changed byte changes all of a block. So the blocks are found, and a delta is made
+//! of what they decode to; [`crate::recompress`] then makes the blocks again.
+//!
+//! Images are read, never trusted: a structure that makes no sense ends the reading,
+//! and a block that does not decode is left out. Leaving out is always right, since
+//! every byte that belongs to no block is taken as it is. Nothing here mounts
+//! anything or knows of files; the readers follow the structures to the data only.
+
+mod btrfs;
+mod bytes;
+mod erofs;
+mod squashfs;
+
+use std::collections::BTreeMap;
+
+use crate::recompress::{Codec, Method};
+
+/// A compressed stretch of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CompressedBlock {
+    /// Where it starts, in bytes from the start of the image.
+    pub offset: u64,
+    /// Stored bytes. Padding around what the encoder wrote does not count.
+    pub length: u32,
+    /// Bytes it decodes to.
+    pub decoded_length: u32,
+    /// How it decodes.
+    pub codec: Codec,
+    /// The list of [`Layout::candidates`] that its encoder may be in.
+    pub hint: usize,
+    /// Where in the image that starts which comes after the decoded bytes in the
+    /// file; another block, or plain bytes. Known only where an encoder may ask for it.
+    pub next: Option<u64>,
+}
+
+impl CompressedBlock {
+    /// Where it ends, in bytes from the start of the image.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.offset.saturating_add(self.length.into())
+    }
+}
+
+/// What a filesystem image holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    /// The kind of filesystem.
+    pub filesystem: &'static str,
+    /// By offset, without overlap. Each of them decodes.
+    pub blocks: Vec<CompressedBlock>,
+    /// Lists of how blocks may have been encoded, the likeliest first.
+    pub candidates: Vec<Vec<Method>>,
+}
+
+impl Layout {
+    /// The bytes after those of `block` in its file, at most `length` and as many as
+    /// are known: of the blocks that follow it, each decoded by `decode`, and of
+    /// plain bytes of `image`.
+    ///
+    /// `decode` may give none, which ends the bytes.
+    pub fn ahead(
+        &self,
+        image: &[u8],
+        block: &CompressedBlock,
+        length: usize,
+        mut decode: impl FnMut(usize) -> Option<Vec<u8>>,
+    ) -> Vec<u8> {
+        let mut ahead = Vec::new();
+        let mut next = block.next;
+        while let Some(offset) = next
+            && ahead.len() < length
+        {
+            next = match self
+                .blocks
+                .binary_search_by_key(&offset, |block| block.offset)
+            {
+                Ok(index) => {
+                    let Some(plain) = decode(index).filter(|plain| !plain.is_empty()) else {
+                        break;
+                    };
+                    ahead.extend(plain);
+                    self.blocks[index].next
+                }
+                Err(_) => {
+                    let start = usize::try_from(offset).unwrap_or(usize::MAX);
+                    let rest = image.get(start..).unwrap_or(&[]);
+                    ahead.extend(&rest[..rest.len().min(length - ahead.len())]);
+                    None
+                }
+            };
+        }
+        ahead.truncate(length);
+        ahead
+    }
+}
+
+/// Why an image that looked like a filesystem could not be read.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{filesystem} image: {what} at offset {offset}")]
+pub struct Fault {
+    /// The kind of filesystem.
+    pub filesystem: &'static str,
+    /// What is wrong.
+    pub what: &'static str,
+    /// Where, in bytes from the start of the image (or of a table, where that is compressed).
+    pub offset: u64,
+}
+
+/// Finds the blocks of `image`, a whole one; none when it is no filesystem that is
+/// known. Every block is decoded on the way.
+///
+/// # Errors
+/// [`Fault`] when it begins like a filesystem, but goes on differently.
+#[must_use]
+pub fn recognise(image: &[u8]) -> Option<Result<Layout, Fault>> {
+    squashfs::read(image)
+        .or_else(|| erofs::read(image))
+        .or_else(|| btrfs::read(image))
+}
+
+/// The largest plain block of any of these filesystems: 1 MiB.
+const LARGEST: usize = 1 << 20;
+
+/// Collects the blocks of an image, and bounds the work that it can make.
+struct Collector<'a> {
+    image: &'a [u8],
+    blocks: BTreeMap<u64, CompressedBlock>,
+    /// Bytes that may still be decoded.
+    budget: u64,
+    /// Blocks that may still be looked at.
+    attempts: u64,
+}
+
+impl<'a> Collector<'a> {
+    fn new(image: &'a [u8]) -> Self {
+        let size = bytes::size(image.len());
+        Self {
+            image,
+            blocks: BTreeMap::new(),
+            // Real images decode to a few times their size.
+            budget: size.saturating_mul(64).saturating_add(64 << 20),
+            attempts: size / 16 + 1024,
+        }
+    }
+
+    /// Lists the block at `offset` if it decodes to at most `limit` bytes, and gives
+    /// those. A block that is listed already gives none.
+    fn add(
+        &mut self,
+        offset: u64,
+        length: u64,
+        codec: Codec,
+        limit: usize,
+        hint: usize,
+    ) -> Option<Vec<u8>> {
+        self.attempts = self.attempts.checked_sub(1)?;
+        if self.blocks.contains_key(&offset) {
+            return None;
+        }
+        self.budget = self.budget.checked_sub(length)?;
+        let stored = bytes::slice(self.image, offset, length)?;
+        let plain = codec.decode(stored, limit).ok()?;
+        // Memory is touched up to the limit at most; what counts is what came out.
+        self.budget = self.budget.checked_sub(bytes::size(plain.len()))?;
+        let block = CompressedBlock {
+            offset,
+            length: u32::try_from(length).ok()?,
+            decoded_length: u32::try_from(plain.len()).ok()?,
+            codec,
+            hint,
+            next: None,
+        };
+        if plain.is_empty() {
+            return None;
+        }
+        self.blocks.insert(offset, block);
+        Some(plain)
+    }
+
+    /// Notes what comes after a block in its file.
+    fn link(&mut self, offset: u64, next: u64) {
+        if let Some(block) = self.blocks.get_mut(&offset) {
+            block.next = Some(next);
+        }
+    }
+
+    fn finish(self, filesystem: &'static str, candidates: Vec<Vec<Method>>) -> Layout {
+        let mut end = 0;
+        let mut blocks: Vec<_> = self.blocks.into_values().collect();
+        blocks.retain(|block| {
+            let apart = block.offset >= end;
+            if apart {
+                end = block.end();
+            }
+            apart
+        });
+        Layout {
+            filesystem,
+            blocks,
+            candidates,
+        }
+    }
+}
