@@ -22,9 +22,9 @@ fn tree(directory: &Path) -> PathBuf {
         fs::write(root.join(format!("many/file-{index}")), random.text(length)).unwrap();
     }
     fs::write(root.join("empty"), "").unwrap();
-    fs::write(root.join("text"), random.text(700_001)).unwrap();
+    fs::write(root.join("text"), random.text(400_001)).unwrap();
     fs::write(root.join("other"), random.text(131_072)).unwrap();
-    fs::write(root.join("many/deep/er/again"), random.text(300_000)).unwrap();
+    fs::write(root.join("many/deep/er/again"), random.text(150_000)).unwrap();
     fs::write(root.join("zeros"), vec![0; 400_000]).unwrap();
     let noise: Vec<u8> = (0..200_000).map(|_| random.byte()).collect();
     fs::write(root.join("noise"), &noise).unwrap();
@@ -154,25 +154,39 @@ fn recognise(image: &[u8], filesystem: &str) -> Layout {
 /// How many blocks there are, and how many some encoder makes again.
 fn reproduced(image: &[u8], layout: &Layout) -> (usize, usize) {
     let encoders = Encoders::available(Path::new("/nonexistent"));
-    let made = layout.blocks.iter().filter(|block| {
-        let methods = &layout.candidates[block.hint];
-        let specs: Vec<_> = methods.iter().flat_map(|m| encoders.versions(m)).collect();
+    let mut made = 0;
+    for (hint, methods) in layout.candidates.iter().enumerate() {
         let wanted = methods.iter().map(Method::ahead).max().unwrap_or(0);
-        let ahead = layout.ahead(image, block, wanted, |index| {
-            Some(decode(image, &layout.blocks[index]))
-        });
-        let sample = Sample {
+        let of_list = layout.blocks.iter().filter(|block| block.hint == hint);
+        let of_list: Vec<_> = of_list
+            .map(|block| {
+                let ahead = layout.ahead(image, block, wanted, |index| {
+                    Some(decode(image, &layout.blocks[index]))
+                });
+                (block, decode(image, block), ahead)
+            })
+            .collect();
+        let samples = of_list.iter().map(|(block, plain, ahead)| Sample {
             stored: stored(image, block),
-            plain: &decode(image, block),
-            ahead: &ahead,
-        };
-        let proven = encoders.prove(sample, &specs);
-        if proven.is_none() {
-            println!("not made again: {block:?}");
+            plain,
+            ahead,
+        });
+        let samples: Vec<_> = samples.collect();
+        // What the first ranking does not make, a second one may.
+        let mut left = samples;
+        for _ in 0..3 {
+            let few: Vec<_> = left.iter().step_by(left.len() / 6 + 1).copied().collect();
+            let specs = encoders.rank(&few, methods);
+            let before = left.len();
+            left.retain(|sample| encoders.prove(*sample, &specs).is_none());
+            made += before - left.len();
         }
-        proven.is_some()
-    });
-    (layout.blocks.len(), made.count())
+        for sample in left {
+            let length = (sample.stored.len(), sample.plain.len());
+            println!("not made again, list {hint}: {length:?}");
+        }
+    }
+    (layout.blocks.len(), made)
 }
 
 #[test]
@@ -214,8 +228,9 @@ fn blocks_of_squashfs_come_again() {
             .map(|b| u64::from(b.decoded_length))
             .sum();
         // Less the noise, which is stored plain.
-        assert!(plain > 1_500_000, "{options:?}: {plain} bytes");
+        assert!(plain > 1_000_000, "{options:?}: {plain} bytes");
         let (all, made) = reproduced(&image, &layout);
+        println!("{options:?}: {made} of {all} blocks, {plain} bytes");
         assert!(all > 15, "{options:?}");
         assert_eq!(made, all, "{options:?}");
     }
@@ -226,15 +241,15 @@ fn clusters_of_erofs_come_again() {
     let directory = tempfile::tempdir().unwrap();
     let tree = tree(directory.path());
     let cases: &[(&[&str], u64)] = &[
-        (&["-zlz4hc,12", "-C65536"], 1_400_000),
-        (&["-zlz4hc"], 1_400_000),
-        (&["-zlz4hc,6", "-C16384", "-Elegacy-compress"], 1_400_000),
-        (&["-zlz4"], 1_400_000),
-        (&["-zlz4", "-C1048576"], 1_400_000),
-        (&["-zlz4hc", "-Elegacy-compress"], 1_400_000),
-        (&["-zlz4hc,12", "-C65536", "-Eztailpacking"], 800_000),
-        (&["-zlz4hc,12", "-C65536", "-Efragments"], 800_000),
-        (&["-zlz4hc,12", "-C65536", "-Ededupe"], 800_000),
+        (&["-zlz4hc,12", "-C65536"], 900_000),
+        (&["-zlz4hc"], 900_000),
+        (&["-zlz4hc,6", "-C16384", "-Elegacy-compress"], 900_000),
+        (&["-zlz4"], 900_000),
+        (&["-zlz4", "-C1048576"], 900_000),
+        (&["-zlz4hc", "-Elegacy-compress"], 900_000),
+        (&["-zlz4hc,12", "-C65536", "-Eztailpacking"], 700_000),
+        (&["-zlz4hc,12", "-C65536", "-Efragments"], 700_000),
+        (&["-zlz4hc,12", "-C65536", "-Ededupe"], 700_000),
     ];
     for (options, least) in cases {
         let Some(image) = erofs(directory.path(), &tree, options) else {
@@ -282,7 +297,7 @@ fn extents_of_btrfs_come_again_where_the_kernels_zstd_is_ours() {
         .iter()
         .map(|b| u64::from(b.decoded_length))
         .sum();
-    assert!(plain > 1_500_000, "{plain} bytes");
+    assert!(plain > 1_000_000, "{plain} bytes");
     let (all, made) = reproduced(&image, &layout);
     // Which zstd the kernel has is not ours to say: 1.5.7 from Linux 6.15 on.
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();

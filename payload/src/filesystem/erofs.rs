@@ -11,8 +11,8 @@
 //! share the number of a block.
 //!
 //! What lz4 wrote is at the end of its blocks, after zeros; no block of lz4 starts
-//! with a zero. Extents within inodes or within the packed file, and other
-//! compressors, are left out.
+//! with a zero. The end of a file may be stored after its index instead. Extents of
+//! other compressors are left out.
 
 use std::collections::BTreeSet;
 
@@ -147,18 +147,13 @@ impl<'a> Reader<'a> {
                 }
             }
         }
-        let capacity = self.capacity;
-        // The level is not recorded: 9 is the default, 12 the best. A file's last
-        // cluster has nothing ahead.
-        let levels = [12, 9, 11, 10, 8, 7, 6, 5, 4, 3].map(Some);
-        let methods = levels.into_iter().chain([None]).flat_map(|level| {
-            [AHEAD, 0].map(|ahead| Method::Lz4Fill {
-                level,
-                capacity,
-                ahead,
-            })
-        });
-        Ok(self.collector.finish(NAME, vec![methods.collect()]))
+        // A cluster has the capacity of all, or its own: of what a hint gave its
+        // file, or that of a second attempt at the end of a file.
+        let block = 1 << self.block_bits;
+        let lists = (1..=self.capacity / block)
+            .map(|blocks| methods(self.capacity, blocks * block))
+            .collect();
+        Ok(self.collector.finish(NAME, lists))
     }
 
     fn inode(&mut self, number: u64) -> Result<(), Fault> {
@@ -229,7 +224,7 @@ impl<'a> Reader<'a> {
             big: advice & (BIG_CLUSTERS | BIG_CLUSTERS_HEAD2) != 0,
             start: header + 8,
         };
-        let entries = if inode.layout == 1 {
+        let (entries, end) = if inode.layout == 1 {
             index.full(count)?
         } else if self.block_bits == 12 {
             index.compact(count, advice & COMPACT_2_BYTES != 0)?
@@ -237,50 +232,86 @@ impl<'a> Reader<'a> {
             return None;
         };
         let mut extents = extents(&entries, cluster_bits, inode.size);
-        if advice & (INLINE_END | FRAGMENT_END) != 0 {
+        let last = if advice & FRAGMENT_END != 0 {
             extents.pop();
-        }
-        self.extents(&extents);
+            None
+        } else if advice & INLINE_END != 0 {
+            let length = u16(self.image, header + 2)?;
+            extents.pop().map(|last| (last, end, u64::from(length)))
+        } else {
+            None
+        };
+        let places = extents.into_iter().map(|extent| {
+            let place = u64::from(extent.block) << self.block_bits;
+            let length = u64::from(extent.stored) << self.block_bits;
+            (extent, place, length)
+        });
+        let places: Vec<_> = places.chain(last).collect();
+        self.extents(&places);
         Some(())
     }
 
-    fn extents(&mut self, extents: &[Extent]) {
+    /// Lists extents, each with where it is stored and how long.
+    fn extents(&mut self, extents: &[(Extent, u64, u64)]) {
         let mut before = None;
-        for extent in extents {
-            let place = self.extent(extent);
-            if let (Some(before), Some(place)) = (before, place) {
-                self.collector.link(before, place);
+        for (extent, place, length) in extents {
+            let start = if extent.lz4 {
+                self.extent(extent, *place, *length)
+            } else {
+                Some(*place)
+            };
+            if let (Some(before), Some(start)) = (before, start) {
+                self.collector.link(before, start);
             }
-            before = place.filter(|_| extent.lz4);
+            before = start.filter(|_| extent.lz4);
         }
     }
 
     /// Lists an extent; gives where its bytes start.
-    fn extent(&mut self, extent: &Extent) -> Option<u64> {
-        let start = u64::from(extent.block) << self.block_bits;
-        if !extent.lz4 {
-            return Some(start);
-        }
-        let length = u64::from(extent.stored) << self.block_bits;
-        if length > LARGEST_STORED {
+    fn extent(&mut self, extent: &Extent, place: u64, length: u64) -> Option<u64> {
+        if length > self.capacity.into() {
             return None;
         }
-        let stored = bytes::slice(self.image, start, length)?;
+        let stored = bytes::slice(self.image, place, length)?;
         let zeros = bytes::size(stored.iter().position(|byte| *byte != 0)?);
         // Where parts of a cluster are shared, it holds more than the extent.
         let shared = self.features & FRAGMENTS != 0;
         let limit = usize::try_from(extent.length).ok()?;
         let limit = if shared { LARGEST.max(limit) } else { limit };
-        let offset = start + zeros;
+        let offset = place + zeros;
+        // The list of its size in blocks.
+        let list = usize::try_from(length.div_ceil(1 << self.block_bits)).ok()? - 1;
         self.collector.add(
             offset,
             length - zeros,
             Codec::Lz4,
             limit.min(LARGEST * 16),
-            0,
+            list,
         )?;
         Some(offset)
     }
+}
+
+/// What may have made a cluster of `own` bytes.
+fn methods(capacity: u32, own: u32) -> Vec<Method> {
+    let capacities = [Some(capacity), Some(own).filter(|own| *own != capacity)];
+    // The level is not recorded: 9 is the default, 12 the best.
+    let levels = [12, 9, 11, 10, 8, 7, 6, 5, 4, 3].map(Some);
+    let levels = levels.into_iter().chain([None]);
+    let mut methods = Vec::new();
+    // mkfs.erofs compresses from a buffer. Where that was at its end, there was
+    // nothing ahead.
+    for (ahead, capacity) in [AHEAD, 0]
+        .into_iter()
+        .flat_map(|ahead| capacities.into_iter().flatten().map(move |c| (ahead, c)))
+    {
+        methods.extend(levels.clone().map(|level| Method::Lz4Fill {
+            level,
+            capacity,
+            ahead,
+        }));
+    }
+    methods
 }
 
 /// The largest physical cluster in bytes.
@@ -369,7 +400,8 @@ struct Index<'a> {
 
 impl Index<'_> {
     /// Entries of 8 bytes: type, offset in the cluster, then a block or two distances.
-    fn full(&self, count: u64) -> Option<Vec<Entry>> {
+    /// Gives where the index ends as well.
+    fn full(&self, count: u64) -> Option<(Vec<Entry>, u64)> {
         // Eight bytes are left out for an old form of the header.
         let start = self.start + 8;
         let table = bytes::slice(self.image, start, count.checked_mul(8)?)?;
@@ -379,7 +411,7 @@ impl Index<'_> {
             let distance = u32::from(u16(raw, 4)?);
             entries.push(self.entry(kind, u16(raw, 2)?.into(), distance, u32(raw, 4)?)?);
         }
-        Some(entries)
+        Some((entries, start + count * 8))
     }
 
     fn entry(&self, kind: u32, offset: u32, distance: u32, block: u32) -> Option<Entry> {
@@ -400,7 +432,8 @@ impl Index<'_> {
 
     /// Packs of entries: two of 4 bytes up to a bound of 32 bytes, then sixteen of
     /// 2 bytes as far as they are full, then two of 4 bytes again.
-    fn compact(&self, count: u64, two_bytes: bool) -> Option<Vec<Entry>> {
+    /// Gives where the index ends as well.
+    fn compact(&self, count: u64, two_bytes: bool) -> Option<(Vec<Entry>, u64)> {
         let first = (32 - self.start % 32) / 4 & 7;
         let short = if two_bytes && first < count {
             (count - first) / 16 * 16
@@ -424,7 +457,7 @@ impl Index<'_> {
                 at += size;
             }
         }
-        Some(entries)
+        Some((entries, at))
     }
 
     /// One pack: entries of so many bits, then the block of the first head in it.

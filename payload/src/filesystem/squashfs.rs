@@ -324,12 +324,10 @@ fn methods(compressor: u16, options: &[u8], block_size: u32) -> Option<(Codec, M
         }
         4 => {
             let dictionary = u32(options, 0);
-            let method = |size| Method::Xz {
-                dictionary: dictionary.unwrap_or(size),
-            };
+            let method = |dictionary| Method::Xz { dictionary };
             let methods = Methods {
-                data: vec![method(block_size)],
-                metadata: vec![method(8192)],
+                data: vec![method(dictionary.unwrap_or(block_size))],
+                metadata: [8192].into_iter().chain(dictionary).map(method).collect(),
             };
             (Codec::Xz, methods)
         }

@@ -131,19 +131,22 @@ impl Encoders {
     }
 
     /// The methods by all versions that make at least one of the samples, the most
-    /// fruitful first. Trying a few blocks first saves trying every encoder on every
-    /// block; the order depends on the samples only.
+    /// fruitful first; none after one that makes all. Trying a few blocks first saves
+    /// trying every encoder on every block, and what is left can be ranked again.
+    /// The order depends on the samples only.
     #[must_use]
     pub fn rank(&self, samples: &[Sample<'_>], methods: &[Method]) -> Vec<EncoderSpec> {
-        let mut ranked: Vec<(usize, EncoderSpec)> = methods
-            .iter()
-            .flat_map(|method| self.versions(method))
-            .map(|spec| {
-                let made = |sample: &&Sample<'_>| self.reproduces(**sample, &spec);
-                (samples.iter().filter(made).count(), spec)
-            })
-            .filter(|(made, _)| *made > 0)
-            .collect();
+        let mut ranked = Vec::new();
+        for spec in methods.iter().flat_map(|method| self.versions(method)) {
+            let made = |sample: &&Sample<'_>| self.reproduces(**sample, &spec);
+            let made = samples.iter().filter(made).count();
+            if made > 0 {
+                ranked.push((made, spec));
+            }
+            if made == samples.len() {
+                break;
+            }
+        }
         // Stable: equals stay in the order of the methods.
         ranked.sort_by_key(|(made, _)| std::cmp::Reverse(*made));
         ranked.into_iter().map(|(_, spec)| spec).collect()
