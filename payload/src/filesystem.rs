@@ -204,3 +204,71 @@ impl<'a> Collector<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(offset: u64, length: u32, next: Option<u64>) -> CompressedBlock {
+        CompressedBlock {
+            offset,
+            length,
+            decoded_length: 4,
+            codec: Codec::Lz4,
+            hint: 0,
+            next,
+        }
+    }
+
+    #[test]
+    fn what_is_ahead_goes_on_through_blocks_to_plain_bytes() {
+        let image: Vec<u8> = (0..100).collect();
+        let layout = Layout {
+            filesystem: "none",
+            blocks: vec![
+                block(0, 10, Some(20)),
+                block(20, 10, Some(60)),
+                block(40, 10, Some(40)),
+            ],
+            candidates: vec![],
+        };
+        let ahead = |index: usize, length| {
+            layout.ahead(&image, &layout.blocks[index], length, |index| {
+                Some(vec![200 + u8::try_from(index).unwrap(); 4])
+            })
+        };
+        assert_eq!(ahead(0, 6), [201, 201, 201, 201, 60, 61]);
+        assert_eq!(ahead(0, 3), [201; 3]);
+        assert_eq!(ahead(1, 1000).len(), 40, "to the end of the image");
+        // A file that goes on with itself ends too.
+        assert_eq!(ahead(2, 9), [202; 9]);
+    }
+
+    #[test]
+    fn blocks_that_overlap_one_before_are_left_out() {
+        let mut collector = Collector::new(&[]);
+        for (offset, length) in [(0, 10), (5, 10), (10, 5), (12, 1)] {
+            collector.blocks.insert(offset, block(offset, length, None));
+        }
+        let layout = collector.finish("none", vec![]);
+        let offsets: Vec<_> = layout.blocks.iter().map(|block| block.offset).collect();
+        assert_eq!(offsets, [0, 10]);
+    }
+
+    #[test]
+    fn the_work_that_an_image_can_make_is_bounded() {
+        let image = crate::recompress::Encoders::carried();
+        let method = Method::Lz4 { level: None };
+        let encoder = image.get(&image.versions(&method)[0]);
+        let bomb = encoder.unwrap().encode(&vec![0; LARGEST], &[]).unwrap();
+        let length = bytes::size(bomb.len());
+        let mut collector = Collector::new(&bomb);
+        let mut made = 0;
+        // The same bytes under ever new lengths and one offset, as no image can.
+        for _ in 0..10_000 {
+            collector.blocks.clear();
+            made += usize::from(collector.add(0, length, Codec::Lz4, LARGEST, 0).is_some());
+        }
+        assert!(made < 500, "{made} times");
+    }
+}

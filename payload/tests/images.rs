@@ -2,6 +2,8 @@
 //! decodes, and encoders make it again. A tool that is missing skips its test, and
 //! says so.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -45,8 +45,9 @@ const STORED_BLOCKS: u32 = 1 << 11;
 /// Largest physical cluster in bytes.
 const LARGEST_STORED: u64 = 1 << 20;
 
-/// Bytes after its own that the encoder sees, as far as they matter.
-const AHEAD: u32 = 64 << 10;
+/// Bytes after its own that the encoder sees, as far as they matter: its last match
+/// may go on there. A few dozen were enough for every cluster of a large image.
+const AHEAD: u32 = 4096;
 
 pub(super) fn read(image: &[u8]) -> Option<Result<Layout, Fault>> {
     if u32(image, SUPERBLOCK) != Some(MAGIC) {
@@ -434,7 +435,7 @@ impl Index<'_> {
     /// 2 bytes as far as they are full, then two of 4 bytes again.
     /// Gives where the index ends as well.
     fn compact(&self, count: u64, two_bytes: bool) -> Option<(Vec<Entry>, u64)> {
-        let first = (32 - self.start % 32) / 4 & 7;
+        let first = (self.start.wrapping_neg() % 32) / 4;
         let short = if two_bytes && first < count {
             (count - first) / 16 * 16
         } else {

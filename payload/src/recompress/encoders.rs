@@ -368,3 +368,139 @@ impl Encoder for XzEncoder {
         xz::compress(plain, self.dictionary).map_err(|error| encode_error(&self.spec, plain, error))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plain() -> Vec<u8> {
+        (0..60_000_u32)
+            .flat_map(|i| (i.wrapping_mul(i) / 977).to_le_bytes())
+            .collect()
+    }
+
+    fn zstd(level: i32) -> Method {
+        Method::Zstd {
+            level,
+            window: None,
+            pieces: None,
+        }
+    }
+
+    #[test]
+    fn an_encoder_of_a_version_that_is_not_at_hand_is_none() {
+        let encoders = Encoders::carried();
+        for text in [
+            "zstd/0.9.9/level=19",
+            "zlib/1.1.4/level=9,window=15",
+            "lz4/0.1.0/level=12",
+            "xz/4.0.0/dictionary=8192",
+        ] {
+            assert!(encoders.get(&text.parse().unwrap()).is_none(), "{text}");
+        }
+    }
+
+    #[test]
+    fn names_are_those_that_specs_begin_with() {
+        let encoders = Encoders::carried();
+        let names = encoders.names();
+        assert_eq!(names.len(), 4);
+        let spec = &encoders.versions(&zstd(3))[0];
+        assert!(names.iter().any(|name| {
+            spec.to_string()
+                .strip_prefix(name)
+                .is_some_and(|rest| rest.starts_with('/'))
+        }));
+    }
+
+    #[test]
+    fn a_block_is_proven_by_what_made_it_and_by_nothing_else() {
+        let encoders = Encoders::carried();
+        let plain = plain();
+        let made = &encoders.versions(&zstd(7))[0];
+        let stored = encoders.get(made).unwrap().encode(&plain, &[]).unwrap();
+        let sample = Sample {
+            stored: &stored,
+            plain: &plain,
+            ahead: &[],
+        };
+        let methods = [zstd(1), zstd(19), zstd(7)];
+        let all: Vec<_> = methods.iter().flat_map(|m| encoders.versions(m)).collect();
+        assert_eq!(encoders.prove(sample, &all), Some(made));
+        assert_eq!(encoders.prove(sample, &all[..2]), None);
+        assert_eq!(
+            encoders.rank(&[sample], &methods),
+            std::slice::from_ref(made)
+        );
+
+        let mut flipped = stored.clone();
+        flipped[stored.len() / 2] ^= 1;
+        let flipped = Sample {
+            stored: &flipped,
+            ..sample
+        };
+        assert_eq!(encoders.prove(flipped, &all), None);
+    }
+
+    #[test]
+    fn one_encoder_serves_many_threads_with_the_same_bytes() {
+        let encoders = Encoders::carried();
+        let plain = plain();
+        for text in [zstd(19), zstd(-3)]
+            .into_iter()
+            .chain([
+                Method::Zstd {
+                    level: 15,
+                    window: Some(17),
+                    pieces: Some(4096),
+                },
+                Method::Zlib {
+                    level: 6,
+                    window: 15,
+                },
+            ])
+            .flat_map(|method| encoders.versions(&method))
+        {
+            let encoder = encoders.get(&text).unwrap();
+            let first = encoder.encode(&plain[..50_000], &[]).unwrap();
+            std::thread::scope(|scope| {
+                for _ in 0..3 {
+                    scope.spawn(|| {
+                        for length in [50_000, 100, 0, 50_000] {
+                            let again = encoder.encode(&plain[..length], &[]).unwrap();
+                            assert_eq!(again == first, length == 50_000, "{text}");
+                        }
+                    });
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn a_cluster_that_is_not_full_of_its_own_bytes_is_refused() {
+        let encoders = Encoders::carried();
+        let method = Method::Lz4Fill {
+            level: Some(12),
+            capacity: 4096,
+            ahead: 64,
+        };
+        let encoder = encoders.get(&encoders.versions(&method)[0]).unwrap();
+        let noise: Vec<u8> = (0..9000_u32)
+            .map(|i| i.wrapping_mul(2_654_435_761).to_be_bytes()[0])
+            .collect();
+        assert!(matches!(
+            encoder.encode(&noise, &[]),
+            Err(CodecError::Encode { .. })
+        ));
+    }
+
+    #[test]
+    fn a_directory_of_files_that_are_no_libraries_adds_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("libzstd.so.1"), "not ELF").unwrap();
+        fs::create_dir(directory.path().join("liblz4.so")).unwrap();
+        let with = Encoders::available(directory.path());
+        let without = Encoders::available(Path::new("/nonexistent"));
+        assert_eq!(with.names(), without.names());
+    }
+}
