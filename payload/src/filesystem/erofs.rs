@@ -45,9 +45,11 @@ const STORED_BLOCKS: u32 = 1 << 11;
 /// Largest physical cluster in bytes.
 const LARGEST_STORED: u64 = 1 << 20;
 
-/// Bytes after its own that the encoder sees, as far as they matter: its last match
-/// may go on there. A few dozen were enough for every cluster of a large image.
+/// Bytes after its own that the HC encoder sees, as far as they matter: its last
+/// match may go on there. A few dozen were enough for every cluster of a large image.
 const AHEAD: u32 = 4096;
+/// The same of the fast encoder, which has another table for inputs below 64 KiB.
+const AHEAD_FAST: u32 = 64 << 10;
 
 pub(super) fn read(image: &[u8]) -> Option<Result<Layout, Fault>> {
     if u32(image, SUPERBLOCK) != Some(MAGIC) {
@@ -302,15 +304,18 @@ fn methods(capacity: u32, own: u32) -> Vec<Method> {
     let mut methods = Vec::new();
     // mkfs.erofs compresses from a buffer. Where that was at its end, there was
     // nothing ahead.
-    for (ahead, capacity) in [AHEAD, 0]
-        .into_iter()
-        .flat_map(|ahead| capacities.into_iter().flatten().map(move |c| (ahead, c)))
-    {
-        methods.extend(levels.clone().map(|level| Method::Lz4Fill {
-            level,
-            capacity,
-            ahead,
-        }));
+    for shown in [true, false] {
+        for capacity in capacities.into_iter().flatten() {
+            methods.extend(levels.clone().map(|level| Method::Lz4Fill {
+                level,
+                capacity,
+                ahead: match (shown, level) {
+                    (false, _) => 0,
+                    (true, Some(_)) => AHEAD,
+                    (true, None) => AHEAD_FAST,
+                },
+            }));
+        }
     }
     methods
 }

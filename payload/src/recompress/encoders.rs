@@ -485,9 +485,15 @@ mod tests {
             ahead: 64,
         };
         let encoder = encoders.get(&encoders.versions(&method)[0]).unwrap();
-        let noise: Vec<u8> = (0..9000_u32)
-            .map(|i| i.wrapping_mul(2_654_435_761).to_be_bytes()[0])
-            .collect();
+        let mut state = 1_u64;
+        let noise: Vec<u8> = std::iter::repeat_with(|| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            state.to_be_bytes()[0]
+        })
+        .take(9000)
+        .collect();
         assert!(matches!(
             encoder.encode(&noise, &[]),
             Err(CodecError::Encode { .. })
