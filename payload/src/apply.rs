@@ -1,21 +1,27 @@
 //! Runs operations on images.
 //!
-//! [`decode`] is the part that costs time and touches nothing, so a caller may run
+//! [`decode`] is the part that costs time and writes nothing, so a caller may run
 //! it for several operations at once; [`apply`] writes, and must be called in
-//! manifest order. Memory stays bounded: what is large is decompressed or patched
-//! piece by piece straight into the image, and a MOVE or BSDIFF is held in memory
-//! only when it overwrites what it reads (up to [`crate::Limits::source`]).
+//! manifest order. Memory stays bounded: what is large is decompressed, copied or
+//! patched piece by piece straight into the image, and held in memory only when it
+//! overwrites what it reads (up to [`crate::Limits::source`]) or is of our own
+//! types (up to [`crate::Limits::window`]).
+//!
+//! What an operation reads of the old image is hashed before a byte of its result
+//! is written.
 
-use std::io::Read;
+mod decompress;
 
-use bzip2::bufread::BzDecoder;
+use sha2::{Digest, Sha256};
 
 use crate::bspatch::{self, Fault};
-use crate::error::PayloadError;
-use crate::extent;
+use crate::delta;
+use crate::error::{Cause, PayloadError};
+use crate::extent::{self, Extent};
 use crate::image::{CHUNK, Image, chunk_length};
-use crate::operation::{Operation, OperationKind};
-use crate::span::{ExtentWriter, Source};
+use crate::operation::{OldBytes, Operation, OperationKind, Window};
+use crate::span::{ExtentReader, ExtentWriter, Source, write_zeros};
+use decompress::{Compression, decompress};
 
 /// The data of one operation, ready for [`apply`].
 #[derive(Clone, Debug)]
@@ -26,55 +32,98 @@ enum Content {
     /// What is to be written.
     Plain(Vec<u8>),
     /// Too large when decompressed to hold in memory.
-    Bzip2(Vec<u8>),
-    /// A patch, or nothing: the rest is in the image.
+    Compressed(Compression, Vec<u8>),
+    /// A patch, or nothing: the rest is in an image.
     Raw(Vec<u8>),
 }
 
 impl Decoded {
-    /// Results up to this size are decompressed by [`decode`], larger ones by [`apply`].
-    const IN_MEMORY: usize = 4 << 20;
+    /// Results up to this size are made by [`decode`], larger ones by [`apply`].
+    const IN_MEMORY: u64 = 4 << 20;
 }
 
-/// Decompresses the data of an operation, never to more than its destination holds.
+/// Makes what an operation writes out of its data and the old image, never more
+/// than its destination holds.
 ///
-/// Pure and slow: bzip2 makes some 20 MB per second.
+/// Slow, and changes nothing. `old` is the image that the payload was made from; it
+/// is needed by operations with [`Operation::old_bytes`] alone and never written.
 ///
 /// # Errors
 /// [`PayloadError::OperationFailed`] when the data is damaged, too long or
-/// followed by something else.
-pub fn decode(operation: &Operation, data: Vec<u8>) -> Result<Decoded, PayloadError> {
-    let content = match operation.kind {
+/// followed by something else; [`PayloadError::OperationSourceMissing`] and
+/// [`PayloadError::OperationSourceMismatch`] when `old` is not there or is another.
+pub fn decode(
+    operation: &Operation,
+    data: Vec<u8>,
+    old: Option<&dyn Image>,
+) -> Result<Decoded, PayloadError> {
+    let content = match &operation.kind {
         OperationKind::Replace => Content::Plain(data),
-        OperationKind::ReplaceBz if data.is_empty() => Content::Plain(data),
-        OperationKind::ReplaceBz => {
-            let room = extent::total(&operation.destination);
-            match usize::try_from(room) {
-                Ok(room) if room <= Decoded::IN_MEMORY => {
-                    let mut plain = Vec::with_capacity(room);
-                    decompress(operation, &data, &mut |chunk| {
-                        let fits = chunk.len() <= room - plain.len();
-                        if fits {
-                            plain.extend_from_slice(chunk);
-                        }
-                        Ok(fits)
-                    })?;
-                    Content::Plain(plain)
-                }
-                _ => Content::Bzip2(data),
+        OperationKind::ReplaceBz => decode_compressed(operation, Compression::Bzip2, data)?,
+        OperationKind::ReplaceXz => decode_compressed(operation, Compression::Xz, data)?,
+        OperationKind::ReplaceZstd => decode_compressed(operation, Compression::Zstd, data)?,
+        OperationKind::SourceCopy { source } => {
+            let reader = open_old(operation, source, old)?;
+            if reader.length() <= Decoded::IN_MEMORY {
+                Content::Plain(read_checked(operation, source, &reader)?)
+            } else {
+                check_old(operation, source, &reader)?;
+                Content::Raw(data)
             }
         }
-        OperationKind::Move { .. } | OperationKind::Bsdiff { .. } | OperationKind::Skipped => {
-            Content::Raw(data)
+        OperationKind::SourceBsdiff {
+            source,
+            source_length,
+            target_length,
+        } => {
+            let reader = open_old(operation, source, old)?;
+            if reader.length().max(*target_length) <= Decoded::IN_MEMORY {
+                let mut bytes = read_checked(operation, source, &reader)?;
+                bytes.truncate(usize::try_from(*source_length).unwrap_or(usize::MAX));
+                let mut made = Vec::new();
+                let mut keep = |chunk: &[u8]| {
+                    made.extend_from_slice(chunk);
+                    Ok(())
+                };
+                bspatch::patch(&data, &Source::Memory(bytes), *target_length, &mut keep)
+                    .map_err(|fault| fault.of(operation))?;
+                Content::Plain(made)
+            } else {
+                check_old(operation, source, &reader)?;
+                Content::Raw(data)
+            }
         }
+        OperationKind::Delta { source, window } => {
+            let old = read_checked(operation, source, &open_old(operation, source, old)?)?;
+            make_window(operation, *window, |length| {
+                delta::patch(&data, &old, length)
+            })?
+        }
+        OperationKind::Recompress {
+            source,
+            window,
+            encoders,
+        } => {
+            let old = read_checked(operation, source, &open_old(operation, source, old)?)?;
+            make_window(operation, *window, |length| {
+                delta::recompress(&data, &old, length, encoders)
+            })?
+        }
+        OperationKind::Move { .. }
+        | OperationKind::Bsdiff { .. }
+        | OperationKind::Zero
+        | OperationKind::Discard
+        | OperationKind::Skipped => Content::Raw(data),
     };
     Ok(Decoded(content))
 }
 
 /// Runs one operation on the image that it is for.
 ///
-/// Reads and writes only inside the image. In a delta the image is the copy of
-/// the old one that is being turned into the new one, so order is everything.
+/// Writes only inside the image. `old` must be the one that [`decode`] was given;
+/// large parts of it are read here. A delta of version 1 has none: there the image
+/// is the copy of the old one that is being turned into the new one, so order is
+/// everything.
 ///
 /// # Errors
 /// [`PayloadError::OutOfBounds`], `Read`, `Write`, or `OperationFailed` with the
@@ -84,22 +133,37 @@ pub fn apply(
     block_size: u32,
     decoded: Decoded,
     image: &dyn Image,
+    old: Option<&dyn Image>,
 ) -> Result<(), PayloadError> {
-    let index = operation.index;
-    let mut writer = ExtentWriter::new(index, image, &operation.destination);
+    let mut writer = ExtentWriter::new(operation.index, image, &operation.destination);
     match (&operation.kind, decoded.0) {
         (OperationKind::Skipped, _) => return Ok(()),
-        (OperationKind::Replace | OperationKind::ReplaceBz, Content::Plain(data)) => {
-            if !writer.write(&data)? {
-                return Err(operation.failed(TOO_LONG));
-            }
+        (OperationKind::Zero | OperationKind::Discard, _) => {
+            return write_zeros(operation.index, image, &operation.destination);
         }
-        (OperationKind::ReplaceBz, Content::Bzip2(data)) => {
-            decompress(operation, &data, &mut |chunk| writer.write(chunk))?;
+        (
+            OperationKind::Delta { window, .. } | OperationKind::Recompress { window, .. },
+            Content::Plain(data),
+        ) => {
+            writer.skip(window.skip);
+            // No padding: the rest of the last block belongs to the next operation.
+            return write_all(operation, &mut writer, &data);
+        }
+        (_, Content::Plain(data)) if !operation.reads_target() => {
+            write_all(operation, &mut writer, &data)?;
+        }
+        (_, Content::Compressed(compression, data)) => {
+            decompress(operation, compression, &data, &mut |chunk| {
+                writer.write(chunk)
+            })?;
         }
         (OperationKind::Move { source }, Content::Raw(_)) => {
             let length = extent::total(source);
             let source = Source::open(operation, image, length)?;
+            copy(&source, &mut writer)?;
+        }
+        (OperationKind::SourceCopy { source }, Content::Raw(_)) => {
+            let source = Source::Image(open_old(operation, source, old)?);
             copy(&source, &mut writer)?;
         }
         (
@@ -111,16 +175,21 @@ pub fn apply(
             Content::Raw(patch),
         ) => {
             let source = Source::open(operation, image, *source_length)?;
-            let mut write = |chunk: &[u8]| match writer.write(chunk)? {
-                true => Ok(()),
-                false => Err(TOO_LONG.into()),
-            };
-            bspatch::patch(&patch, &source, *target_length, &mut write).map_err(
-                |fault| match fault {
-                    Fault::Patch(cause) => operation.failed(cause),
-                    Fault::Image(error) => error,
-                },
-            )?;
+            write_patched(operation, &patch, &source, *target_length, &mut writer)?;
+        }
+        (
+            OperationKind::SourceBsdiff {
+                source_length,
+                target_length,
+                ..
+            },
+            Content::Raw(patch),
+        ) => {
+            let old = old_image(operation, old)?;
+            let reader =
+                ExtentReader::new(operation.index, old, operation.source(), *source_length)?;
+            let source = Source::Image(reader);
+            write_patched(operation, &patch, &source, *target_length, &mut writer)?;
         }
         _ => {
             return Err(operation.failed("its data was decoded for another operation"));
@@ -129,7 +198,179 @@ pub fn apply(
     writer.finish(block_size)
 }
 
-/// Copies the whole source; a MOVE's destination has the same length.
+fn decode_compressed(
+    operation: &Operation,
+    compression: Compression,
+    data: Vec<u8>,
+) -> Result<Content, PayloadError> {
+    if data.is_empty() {
+        return Ok(Content::Plain(data));
+    }
+    let room = extent::total(&operation.destination);
+    let Some(room) = usize::try_from(room)
+        .ok()
+        .filter(|_| room <= Decoded::IN_MEMORY)
+    else {
+        return Ok(Content::Compressed(compression, data));
+    };
+    let mut plain = Vec::with_capacity(room);
+    decompress(operation, compression, &data, &mut |chunk| {
+        let fits = chunk.len() <= room - plain.len();
+        if fits {
+            plain.extend_from_slice(chunk);
+        }
+        Ok(fits)
+    })?;
+    Ok(Content::Plain(plain))
+}
+
+/// The result of one of our own operations, of exactly the length announced.
+fn make_window(
+    operation: &Operation,
+    window: Window,
+    make: impl FnOnce(usize) -> Result<Vec<u8>, Cause>,
+) -> Result<Content, PayloadError> {
+    let length = usize::try_from(window.length).map_err(|error| operation.failed(error))?;
+    let made = make(length).map_err(|cause| operation.failed(cause))?;
+    if made.len() == length {
+        Ok(Content::Plain(made))
+    } else {
+        let found = made.len();
+        let reason = format!("the data makes {found} bytes, the manifest says {length}");
+        Err(operation.failed(reason))
+    }
+}
+
+fn old_image<'a>(
+    operation: &Operation,
+    old: Option<&'a dyn Image>,
+) -> Result<&'a dyn Image, PayloadError> {
+    old.ok_or(PayloadError::OperationSourceMissing {
+        index: operation.index,
+    })
+}
+
+/// All that an operation reads of the old image. An old image that is too short is
+/// as wrong as one with other content, so it gives the same error.
+fn open_old<'a>(
+    operation: &Operation,
+    source: &OldBytes,
+    old: Option<&'a dyn Image>,
+) -> Result<ExtentReader<'a>, PayloadError> {
+    let extents = &source.extents;
+    let old: &dyn Image = match old {
+        None if extents.is_empty() => &Nothing,
+        old => old_image(operation, old)?,
+    };
+    ExtentReader::new(operation.index, old, extents, extent::total(extents)).map_err(|error| {
+        match error {
+            PayloadError::OutOfBounds { .. } => mismatch(operation, source),
+            other => other,
+        }
+    })
+}
+
+/// The old image of operations that read none of it.
+struct Nothing;
+
+impl Image for Nothing {
+    fn len(&self) -> u64 {
+        0
+    }
+
+    fn read_at(&self, _: u64, _: &mut [u8]) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::UnexpectedEof.into())
+    }
+
+    fn write_at(&self, _: u64, _: &[u8]) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+}
+
+/// What an operation reads of the old image, in memory, hash checked.
+fn read_checked(
+    operation: &Operation,
+    source: &OldBytes,
+    reader: &ExtentReader<'_>,
+) -> Result<Vec<u8>, PayloadError> {
+    let bytes = reader.read_all(operation)?;
+    if Sha256::digest(&bytes)[..] == source.sha256 {
+        Ok(bytes)
+    } else {
+        Err(mismatch(operation, source))
+    }
+}
+
+/// Hashes what is too large for memory. It is read again when it is applied.
+fn check_old(
+    operation: &Operation,
+    source: &OldBytes,
+    reader: &ExtentReader<'_>,
+) -> Result<(), PayloadError> {
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; CHUNK];
+    let mut position = 0;
+    while position < reader.length() {
+        let chunk = &mut buffer[..chunk_length(reader.length() - position)];
+        reader.read(position, chunk)?;
+        hash.update(&*chunk);
+        position += extent::size(chunk.len());
+    }
+    if hash.finalize()[..] == source.sha256 {
+        Ok(())
+    } else {
+        Err(mismatch(operation, source))
+    }
+}
+
+fn mismatch(operation: &Operation, source: &OldBytes) -> PayloadError {
+    let first = source.extents.iter().find_map(|extent| match extent {
+        Extent::Run { offset, .. } => Some(*offset),
+        Extent::Hole { .. } => None,
+    });
+    PayloadError::OperationSourceMismatch {
+        index: operation.index,
+        offset: first.unwrap_or(0),
+        length: extent::total(&source.extents),
+    }
+}
+
+fn write_all(
+    operation: &Operation,
+    writer: &mut ExtentWriter<'_>,
+    data: &[u8],
+) -> Result<(), PayloadError> {
+    if writer.write(data)? {
+        Ok(())
+    } else {
+        Err(operation.failed(TOO_LONG))
+    }
+}
+
+fn write_patched(
+    operation: &Operation,
+    patch: &[u8],
+    source: &Source<'_>,
+    target_length: u64,
+    writer: &mut ExtentWriter<'_>,
+) -> Result<(), PayloadError> {
+    let mut write = |chunk: &[u8]| match writer.write(chunk)? {
+        true => Ok(()),
+        false => Err(TOO_LONG.into()),
+    };
+    bspatch::patch(patch, source, target_length, &mut write).map_err(|fault| fault.of(operation))
+}
+
+impl Fault {
+    fn of(self, operation: &Operation) -> PayloadError {
+        match self {
+            Fault::Patch(cause) => operation.failed(cause),
+            Fault::Image(error) => error,
+        }
+    }
+}
+
+/// Copies the whole source; the destination has room for it.
 fn copy(source: &Source, writer: &mut ExtentWriter) -> Result<(), PayloadError> {
     let mut buffer = vec![0; CHUNK];
     let mut position = 0;
@@ -140,32 +381,6 @@ fn copy(source: &Source, writer: &mut ExtentWriter) -> Result<(), PayloadError> 
         position += extent::size(chunk.len());
     }
     Ok(())
-}
-
-/// Decompresses one bzip2 stream into `write`, which returns `false` when it is full.
-fn decompress(
-    operation: &Operation,
-    data: &[u8],
-    write: &mut dyn FnMut(&[u8]) -> Result<bool, PayloadError>,
-) -> Result<(), PayloadError> {
-    let mut decoder = BzDecoder::new(data);
-    let mut buffer = vec![0; CHUNK];
-    loop {
-        let length = decoder
-            .read(&mut buffer)
-            .map_err(|error| operation.failed(error))?;
-        if length == 0 {
-            break;
-        }
-        if !write(&buffer[..length])? {
-            return Err(operation.failed(TOO_LONG));
-        }
-    }
-    if decoder.into_inner().is_empty() {
-        Ok(())
-    } else {
-        Err(operation.failed("bytes follow the bzip2 stream"))
-    }
 }
 
 const TOO_LONG: &str = "the result is longer than its destination";

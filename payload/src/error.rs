@@ -22,11 +22,20 @@ pub enum PayloadError {
         /// The bytes found instead, at most four.
         found: Vec<u8>,
     },
-    /// The header names a format version other than 1.
-    #[error("payload format version {version} is not supported, only version 1")]
+    /// The header names a format version other than 1 and 2.
+    #[error("payload format version {version} is not supported, only versions 1 and 2")]
     UnsupportedVersion {
         /// The version in the header.
         version: u64,
+    },
+    /// The header announces a signature of the manifest above the ceiling of
+    /// [`crate::Limits`].
+    #[error("the header announces a metadata signature of {size} bytes, the limit is {limit}")]
+    MetadataSignatureTooLarge {
+        /// Announced size in bytes.
+        size: u64,
+        /// The ceiling in bytes.
+        limit: u64,
     },
     /// The header announces a manifest above the ceiling of [`crate::Limits`].
     #[error("the header announces a manifest of {size} bytes, the limit is {limit}")]
@@ -99,6 +108,26 @@ pub enum PayloadError {
         /// What the decoder said.
         source: Cause,
     },
+    /// What an operation reads of the old image is not what the payload was made
+    /// from. Another payload, a full one, can still update this machine.
+    #[error(
+        "operation {index}: the {length} bytes that it reads of the old image, the first at \
+         offset {offset}, are not those that this payload was made from"
+    )]
+    OperationSourceMismatch {
+        /// Position of the operation in manifest order.
+        index: usize,
+        /// Byte offset of the first of them in the old image.
+        offset: u64,
+        /// How many bytes it reads.
+        length: u64,
+    },
+    /// A delta payload was to be applied without the old image. A full one needs none.
+    #[error("operation {index}: it reads the old image, and none was given")]
+    OperationSourceMissing {
+        /// Position of the operation in manifest order.
+        index: usize,
+    },
     /// An operation would write (or read) outside its target.
     #[error(
         "operation {index}: {length} bytes at offset {offset} are outside the target of {available} bytes"
@@ -114,7 +143,7 @@ pub enum PayloadError {
         available: u64,
     },
     /// Reading an image failed.
-    #[error("cannot read {length} bytes of the target at offset {offset}")]
+    #[error("cannot read {length} bytes of the image at offset {offset}")]
     Read {
         /// Byte offset in the image.
         offset: u64,
@@ -144,6 +173,10 @@ pub enum PayloadError {
     /// The payload carries no signature message although one is required.
     #[error("the payload is not signed")]
     SignatureMissing,
+    /// The header and manifest of a version 2 payload carry no signature of their own
+    /// although one is required.
+    #[error("the manifest is not signed")]
+    MetadataSignatureMissing,
     /// The signature message is not a well-formed message.
     #[error("the signature message at offset {offset} is malformed: {reason}")]
     SignatureMalformed {
@@ -194,7 +227,13 @@ pub enum PayloadError {
     /// The file is not the one that was verified before.
     #[error("the payload changed while it was read")]
     PayloadChanged,
-    /// What a delta starts from is not on the target.
+    /// A delta was to be applied without the old content that it starts from.
+    #[error("{target}: this is a delta payload, and no old content was given")]
+    SourceMissing {
+        /// Which part of the update.
+        target: Target,
+    },
+    /// What a delta starts from is not there.
     #[error("{target}: the old content is not what this delta payload was made from")]
     SourceMismatch {
         /// Which part of the update.

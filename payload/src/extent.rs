@@ -10,7 +10,8 @@ pub enum Extent {
     Run {
         /// Byte offset in the image, a multiple of the block size.
         offset: u64,
-        /// Length in bytes, a multiple of the block size.
+        /// Length in bytes, a multiple of the block size except at the end of an old
+        /// image.
         length: u64,
     },
     /// `length` bytes that are nowhere: reading gives zeros, writing does nothing.
@@ -57,6 +58,25 @@ pub(crate) fn overlap(a: &[Extent], b: &[Extent]) -> bool {
         }
     }
     false
+}
+
+/// Whether any byte of the image belongs to two of the extents.
+pub(crate) fn overlap_themselves(extents: &[Extent]) -> bool {
+    let runs = extents
+        .iter()
+        .filter(|extent| matches!(extent, Extent::Run { .. }));
+    let apart = runs.map(Extent::length).fold(0, u64::saturating_add);
+    let joined = sorted_runs(extents).into_iter();
+    joined.map(|(start, end)| end - start).sum::<u64>() != apart
+}
+
+/// Takes off what lies behind `end`.
+pub(crate) fn cut_at(extents: &mut [Extent], end: u64) {
+    for extent in extents {
+        if let Extent::Run { offset, length } = extent {
+            *length = (*length).min(end.saturating_sub(*offset));
+        }
+    }
 }
 
 /// Start and end of every run that is not empty, in order, touching ones joined.

@@ -9,6 +9,7 @@ use std::num::NonZeroUsize;
 
 use crate::apply::{apply, decode};
 use crate::error::PayloadError;
+use crate::header::Format;
 use crate::image::Image;
 use crate::manifest::{Limits, Manifest, Part, Target};
 use crate::pipeline::{all_cores, in_order};
@@ -17,8 +18,9 @@ use crate::trust::Trust;
 
 /// Where the parts of an update go.
 ///
-/// For a delta payload each must hold a copy of the old content already; it is
-/// changed in place. Kernel and PCR policy files are cut to their new size.
+/// For a delta of version 1 each must hold a copy of the old content already; it is
+/// changed in place. Kernel and PCR policy files are cut to their new size. Further
+/// parts that version 2 may name are left out.
 pub struct Targets<'a> {
     /// The partition or image file, at least as large as the new image.
     pub partition: &'a dyn Image,
@@ -28,19 +30,39 @@ pub struct Targets<'a> {
     pub pcr_policy: Option<&'a File>,
 }
 
+/// Where the parts of an old system are, for a delta of version 2. They are read
+/// while the targets are written, and never written themselves.
+#[derive(Clone, Copy, Default)]
+pub struct Sources<'a> {
+    /// The old partition or image file.
+    pub partition: Option<&'a dyn Image>,
+    /// The old kernel file.
+    pub kernel: Option<&'a dyn Image>,
+}
+
+impl<'a> Sources<'a> {
+    fn image(&self, target: &Target) -> Option<&'a dyn Image> {
+        match target {
+            Target::Partition => self.partition,
+            Target::Kernel => self.kernel,
+            Target::PcrPolicy | Target::Unknown(_) | Target::Named(_) => None,
+        }
+    }
+}
+
 impl Targets<'_> {
-    fn image(&self, target: Target) -> Option<&dyn Image> {
+    fn image(&self, target: &Target) -> Option<&dyn Image> {
         match target {
             Target::Partition => Some(self.partition),
             _ => self.file(target).map(|file| file as &dyn Image),
         }
     }
 
-    fn file(&self, target: Target) -> Option<&File> {
+    fn file(&self, target: &Target) -> Option<&File> {
         match target {
             Target::Kernel => self.kernel,
             Target::PcrPolicy => self.pcr_policy,
-            Target::Partition | Target::Unknown(_) => None,
+            Target::Partition | Target::Unknown(_) | Target::Named(_) => None,
         }
     }
 }
@@ -57,9 +79,9 @@ pub fn verify_payload(
     trust: &Trust,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Verified, PayloadError> {
-    let mut reading = Reading::new(reader, progress);
+    let mut reading = Reading::new(reader, trust, progress);
     while reading.next_operation()?.is_some() {}
-    reading.stream.finish(trust)
+    reading.stream.finish()
 }
 
 /// Applies a payload that was verified, and checks the results.
@@ -72,13 +94,14 @@ pub fn verify_payload(
 ///
 /// # Errors
 /// Before anything is written: [`PayloadError::PayloadChanged`],
-/// [`PayloadError::TargetTooSmall`], and [`PayloadError::SourceMismatch`] when a
-/// delta does not fit the old content. After that the targets are of no use when
+/// [`PayloadError::TargetTooSmall`], and [`PayloadError::SourceMissing`] or
+/// [`PayloadError::SourceMismatch`] when a delta does not fit the old content. After that the targets are of no use when
 /// an error is returned.
 pub fn apply_payload(
     reader: &mut (impl Read + Seek),
     verified: &Verified,
     targets: &Targets,
+    sources: &Sources,
     progress: &mut dyn FnMut(u64),
 ) -> Result<(), PayloadError> {
     let manifest = verified.manifest();
@@ -86,10 +109,16 @@ pub fn apply_payload(
         .partition
         .check_room(Target::Partition, targets.partition)?;
     for (target, part, image) in images(manifest, targets) {
-        check_source(target, part, image)?;
+        let old = match manifest.format {
+            Format::V1 => Some(image),
+            Format::V2 => sources.image(&target),
+        };
+        check_source(target, part, old)?;
     }
     rewind(reader)?;
-    let mut reading = Reading::new(reader, progress);
+    // Its signatures were checked; that it is the same payload is checked below.
+    let anyone = Trust::allow_unsigned(Vec::new());
+    let mut reading = Reading::new(reader, &anyone, progress);
     reading.expect_manifest(manifest)?;
     for (part, file) in files(manifest, targets) {
         part.reserve(file, manifest.block_size)?;
@@ -103,18 +132,25 @@ pub fn apply_payload(
              data,
              ..
          }| {
-            let decoded = decode(&operation, data)?;
-            Ok((target, operation, decoded))
+            // What is left out needs no old content either.
+            if targets.image(&target).is_none() {
+                return Ok(None);
+            }
+            let decoded = decode(&operation, data, sources.image(&target))?;
+            Ok(Some((target, operation, decoded)))
         },
         |decoded: Result<_, PayloadError>| {
-            let (target, operation, decoded) = decoded?;
-            match targets.image(target) {
-                Some(image) => apply(&operation, manifest.block_size, decoded, image),
+            let Some((target, operation, decoded)) = decoded? else {
+                return Ok(());
+            };
+            let old = sources.image(&target);
+            match targets.image(&target) {
+                Some(image) => apply(&operation, manifest.block_size, decoded, image, old),
                 None => Ok(()),
             }
         },
     )?;
-    let again = reading.stream.finish(&Trust::allow_unsigned(Vec::new()))?;
+    let again = reading.stream.finish()?;
     if again.sha256() != verified.sha256() {
         return Err(PayloadError::PayloadChanged);
     }
@@ -143,10 +179,10 @@ struct Reading<'a> {
 impl<'a> Reading<'a> {
     const BUFFER: usize = 256 << 10;
 
-    fn new(reader: &'a mut dyn Read, progress: &'a mut dyn FnMut(u64)) -> Self {
+    fn new(reader: &'a mut dyn Read, trust: &Trust, progress: &'a mut dyn FnMut(u64)) -> Self {
         Self {
             reader,
-            stream: PayloadStream::new(Limits::default()),
+            stream: PayloadStream::new(Limits::default(), trust),
             buffer: vec![0; Self::BUFFER],
             progress,
         }
@@ -198,10 +234,16 @@ fn rewind(reader: &mut impl Seek) -> Result<(), PayloadError> {
     }
 }
 
-fn check_source(target: Target, part: &Part, image: &dyn Image) -> Result<(), PayloadError> {
-    match &part.old {
-        Some(old) if !old.matches(image)? => Err(PayloadError::SourceMismatch { target }),
-        _ => Ok(()),
+fn check_source(
+    target: Target,
+    part: &Part,
+    image: Option<&dyn Image>,
+) -> Result<(), PayloadError> {
+    match (&part.old, image) {
+        (None, _) => Ok(()),
+        (Some(_), None) => Err(PayloadError::SourceMissing { target }),
+        (Some(old), Some(image)) if old.matches(image)? => Ok(()),
+        (Some(_), Some(_)) => Err(PayloadError::SourceMismatch { target }),
     }
 }
 
@@ -211,7 +253,10 @@ fn images<'a>(
     targets: &'a Targets,
 ) -> impl Iterator<Item = (Target, &'a Part, &'a dyn Image)> {
     let parts = manifest.parts();
-    parts.filter_map(|(target, part)| Some((target, part, targets.image(target)?)))
+    parts.filter_map(|(target, part)| {
+        let image = targets.image(&target)?;
+        Some((target, part, image))
+    })
 }
 
 /// Those of them that are files of their own, not the partition.
@@ -220,5 +265,5 @@ fn files<'a>(
     targets: &'a Targets,
 ) -> impl Iterator<Item = (&'a Part, &'a File)> {
     let parts = manifest.parts();
-    parts.filter_map(|(target, part)| Some((part, targets.file(target)?)))
+    parts.filter_map(|(target, part)| Some((part, targets.file(&target)?)))
 }

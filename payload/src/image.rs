@@ -16,8 +16,8 @@ use crate::manifest::{ImageInfo, Part, Target};
 /// Random access to an image of a fixed length.
 ///
 /// Shared references suffice to write, so that one image can be read for
-/// checking while it is written; ordering is the caller's.
-pub trait Image {
+/// checking while it is written, or by several threads; ordering is the caller's.
+pub trait Image: Send + Sync {
     /// Length in bytes; nothing is read or written beyond it.
     fn len(&self) -> u64;
 
@@ -37,6 +37,22 @@ pub trait Image {
     /// # Errors
     /// What the operating system says.
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;
+
+    /// Writes `length` zeros at `offset`. An image that can do so in a faster way
+    /// may; afterwards the bytes must read as zeros.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn write_zeros(&self, offset: u64, length: u64) -> io::Result<()> {
+        let zeros = vec![0; chunk_length(length)];
+        let mut written = 0;
+        while written < length {
+            let chunk = &zeros[..chunk_length(length - written)];
+            self.write_at(offset.saturating_add(written), chunk)?;
+            written += extent::size(chunk.len());
+        }
+        Ok(())
+    }
 }
 
 /// A regular file or a block device. The file's own position is moved by `len`.

@@ -1,11 +1,12 @@
-//! The CrAU version 1 update payload: read, verify and apply it.
+//! The CrAU update payload, versions 1 and 2: make, read, verify and apply it.
 //!
 //! A payload is one file that turns the content of a partition (and of a kernel
 //! file beside it) into a new one:
 //!
 //! ```text
-//! | header 20 | manifest (protobuf) | data of the operations ... | signatures |
-//!              what goes where       back to back, in order       over all before
+//! | header | manifest (protobuf) | signature  | data of the operations ... | signatures |
+//!           what goes where       version 2:   back to back, in order       over all but
+//!                                 over those                                the signature
 //! ```
 //!
 //! - [`PayloadStream`] takes the bytes as they arrive and gives operations;
@@ -21,6 +22,7 @@
 
 mod apply;
 mod bspatch;
+mod delta;
 pub mod error;
 mod extent;
 mod file;
@@ -32,6 +34,7 @@ mod manifest;
 mod operation;
 pub mod pipeline;
 pub mod recompress;
+mod release;
 mod resume;
 mod shape;
 mod span;
@@ -42,10 +45,12 @@ mod wire;
 pub use apply::{Decoded, apply, decode};
 pub use error::PayloadError;
 pub use extent::Extent;
-pub use file::{Targets, apply_payload, verify_payload};
+pub use file::{Sources, Targets, apply_payload, verify_payload};
+pub use header::Format;
 pub use image::Image;
 pub use manifest::{ImageInfo, Limits, Manifest, Part, Procedure, Target};
-pub use operation::{Blob, Operation, OperationKind};
+pub use operation::{Blob, OldBytes, Operation, OperationKind, Window};
+pub use release::Release;
 pub use resume::ResumePoint;
 pub use stream::{Announced, Event, PayloadStream, PendingOperation, Verified};
 pub use trust::{PublicKey, Trust, signature_entries};

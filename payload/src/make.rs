@@ -4,30 +4,47 @@
 //! ```text
 //! image ┐                                    ┌ sign ─────────▶ payload
 //!       ├▶ full() ─▶ Draft { manifest, blobs }┤ digest ─▶ 32 bytes to sign elsewhere
-//! kernel┘              ▲                      └ attach ───────▶ payload
+//! kernel┘              ▲   ▲                  └ attach ───────▶ payload
 //!        payload ─▶ Draft::read
+//!        prepared operations ─▶ Parts::draft
 //! ```
 //!
 //! The same input gives the same bytes, however many threads work on it. Nothing
 //! here opens files: the caller passes readers, a scratch file and a writer.
 
+mod chunks;
 mod draft;
 mod full;
 mod key;
+mod parts;
+mod scratch;
 
-pub use draft::{Draft, Written};
-pub use full::{Source, full};
+pub use chunks::Source;
+pub use draft::{Digests, Draft, Written};
+pub use full::full;
 pub use key::{PrivateKey, RawSignature, SignatureKind};
+pub use parts::{Blocks, Parts, PreparedKind, PreparedOperation, PreparedPart, PreparedSource};
+pub use scratch::{Scratch, StoredBlob};
 
 use std::io;
 
 /// Size in bytes of the blocks that operations are counted in.
 pub const BLOCK_SIZE: u32 = 4096;
 
-// Types of operations and procedures on the wire.
-const REPLACE: i32 = 0;
-const REPLACE_BZ: i32 = 1;
+/// Type of the kernel's procedure on the wire.
 const KERNEL: i32 = 0;
+
+/// Which readers a payload is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// Version 1: clients of CoreOS and Flatcar.
+    V1,
+    /// Version 2 with everything that this crate knows.
+    V2,
+    /// Version 2 with Android's operations alone, so that other readers of the format
+    /// can follow.
+    V2Aosp,
+}
 
 /// Why a payload could not be made or signed.
 ///
@@ -131,6 +148,38 @@ pub enum MakeError {
     /// it again would lose.
     #[error("the manifest has fields that this program does not know and would lose")]
     UnknownFields,
+    /// An operation of our own in a payload for other readers.
+    #[error("operation {index} has type {number}, which other readers of the format do not know")]
+    NotStandard {
+        /// Position of the operation.
+        index: usize,
+        /// Number of its type.
+        number: i32,
+    },
+    /// Version 1 of the format has no place for something.
+    #[error("{what} need version 2 of the payload format")]
+    NeedsVersion2 {
+        /// What was to be put in.
+        what: &'static str,
+    },
+    /// The two digests of a version 2 payload were not signed by the same keys.
+    #[error(
+        "the signatures of the metadata do not have the sizes of those of the payload, in \
+         the same order; sign both digests with the same keys"
+    )]
+    SignaturesDiffer,
+    /// Signatures of the manifest are missing, or there where none belong.
+    #[error(
+        "a payload of format version {version} takes {needed} metadata signatures, not {found}"
+    )]
+    MetadataSignatures {
+        /// Of the format.
+        version: u64,
+        /// As many as it takes.
+        needed: usize,
+        /// As many as there are.
+        found: usize,
+    },
     /// Attaching needs something to attach.
     #[error("no signature to attach")]
     NoSignatures,

@@ -9,6 +9,7 @@ use prost::bytes::Buf;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 
 use crate::error::PayloadError;
+use crate::header::Format;
 
 /// Refuses a manifest with more operations or extents than allowed, or with a
 /// field that is given twice.
@@ -16,6 +17,7 @@ use crate::error::PayloadError;
 /// # Errors
 /// [`PayloadError::Manifest`] with the path of the field.
 pub(crate) fn check_manifest(
+    format: Format,
     manifest: &[u8],
     operations: usize,
     extents: usize,
@@ -24,7 +26,11 @@ pub(crate) fn check_manifest(
         operations,
         extents,
     };
-    walk(manifest, MANIFEST, &mut left).map_err(|fault| PayloadError::Manifest {
+    let fields = match format {
+        Format::V1 => MANIFEST,
+        Format::V2 => MANIFEST_V2,
+    };
+    walk(manifest, fields, &mut left).map_err(|fault| PayloadError::Manifest {
         place: fault.place.unwrap_or_else(|| "protobuf".to_owned()),
         reason: fault.reason,
     })
@@ -56,6 +62,10 @@ enum Kind {
     Single,
     SingleMessage(&'static [Field]),
     Many(&'static [Field], Counted),
+    /// Strings, or messages that nobody looks into.
+    ManyPlain(Counted),
+    /// Meant something in another version of the format.
+    Retired,
 }
 
 #[derive(Clone, Copy)]
@@ -63,6 +73,8 @@ enum Counted {
     Operation,
     Extent,
     Procedure,
+    Partition,
+    Encoder,
     Signature,
 }
 
@@ -102,6 +114,22 @@ const fn many(tag: u32, name: &'static str, fields: &'static [Field], counted: C
     }
 }
 
+const fn many_plain(tag: u32, name: &'static str, counted: Counted) -> Field {
+    Field {
+        tag,
+        name,
+        kind: Kind::ManyPlain(counted),
+    }
+}
+
+const fn retired(tag: u32, name: &'static str) -> Field {
+    Field {
+        tag,
+        name,
+        kind: Kind::Retired,
+    }
+}
+
 const EXTENT: &[Field] = &[single(1, "start_block"), single(2, "num_blocks")];
 const INFO: &[Field] = &[single(1, "size"), single(2, "hash")];
 const OPERATION: &[Field] = &[
@@ -130,11 +158,82 @@ const MANIFEST: &[Field] = &[
     message(9, "new_partition_info", INFO),
     many(10, "procedures", PROCEDURE, Counted::Procedure),
 ];
-const SIGNATURE: &[Field] = &[single(1, "version"), single(2, "data")];
+const OPERATION_V2: &[Field] = &[
+    single(1, "type"),
+    single(2, "data_offset"),
+    single(3, "data_length"),
+    many(4, "src_extents", EXTENT, Counted::Extent),
+    single(5, "src_length"),
+    many(6, "dst_extents", EXTENT, Counted::Extent),
+    single(7, "dst_length"),
+    single(8, "data_sha256_hash"),
+    single(9, "src_sha256_hash"),
+    single(200, "dst_skip"),
+];
+const PARTITION: &[Field] = &[
+    single(1, "partition_name"),
+    single(2, "run_postinstall"),
+    single(3, "postinstall_path"),
+    single(4, "filesystem_type"),
+    many_plain(5, "new_partition_signature", Counted::Signature),
+    message(6, "old_partition_info", INFO),
+    message(7, "new_partition_info", INFO),
+    many(8, "operations", OPERATION_V2, Counted::Operation),
+    single(9, "postinstall_optional"),
+    message(10, "hash_tree_data_extent", EXTENT),
+    message(11, "hash_tree_extent", EXTENT),
+    single(12, "hash_tree_algorithm"),
+    single(13, "hash_tree_salt"),
+    message(14, "fec_data_extent", EXTENT),
+    message(15, "fec_extent", EXTENT),
+    single(16, "fec_roots"),
+    single(17, "version"),
+    // One for each operation that copies, so they share the operations' ceiling.
+    many_plain(18, "merge_operations", Counted::Operation),
+    single(19, "estimate_cow_size"),
+    single(20, "estimate_op_count_max"),
+];
+const RELEASE: &[Field] = &[
+    single(1, "app_id"),
+    single(2, "board"),
+    single(3, "version"),
+    single(4, "min_source_version"),
+    single(5, "security_epoch"),
+    single(6, "created"),
+    single(7, "expires"),
+    single(8, "verity_root_hash"),
+];
+const MANIFEST_V2: &[Field] = &[
+    retired(1, "partition_operations"),
+    retired(2, "noop_operations"),
+    single(3, "block_size"),
+    single(4, "signatures_offset"),
+    single(5, "signatures_size"),
+    retired(8, "old_partition_info"),
+    retired(9, "new_partition_info"),
+    retired(10, "procedures"),
+    single(12, "minor_version"),
+    many(13, "partitions", PARTITION, Counted::Partition),
+    single(14, "max_timestamp"),
+    single(15, "dynamic_partition_metadata"),
+    single(16, "partial_update"),
+    many_plain(17, "apex_info", Counted::Partition),
+    single(18, "security_patch_level"),
+    message(200, "release", RELEASE),
+    many_plain(201, "encoders", Counted::Encoder),
+];
+const SIGNATURE: &[Field] = &[
+    single(1, "version"),
+    single(2, "data"),
+    single(3, "unpadded_signature_size"),
+];
 const SIGNATURES: &[Field] = &[many(1, "signatures", SIGNATURE, Counted::Signature)];
 
+/// Fields of the message that has most of them.
+const MOST_FIELDS: usize = PARTITION.len();
+
 fn walk(mut bytes: &[u8], fields: &'static [Field], left: &mut Left) -> Result<(), Fault> {
-    let mut seen = [0_usize; 16];
+    let mut seen = [0_usize; MOST_FIELDS];
     while bytes.has_remaining() {
         let (tag, wire_type) = decode_key(&mut bytes).map_err(malformed)?;
         let known = fields
@@ -150,6 +249,17 @@ fn walk(mut bytes: &[u8], fields: &'static [Field], left: &mut Left) -> Result<(
         match field.kind {
             Kind::Single | Kind::SingleMessage(_) if number > 0 => {
                 return Err(fault("given twice").inside(field.name));
+            }
+            Kind::Retired => {
+                return Err(fault("belongs to version 1 of the format").inside(field.name));
+            }
+            Kind::ManyPlain(counted) => {
+                left.take(counted, number)
+                    .and_then(|()| {
+                        skip_field(wire_type, tag, &mut bytes, DecodeContext::default())
+                            .map_err(malformed)
+                    })
+                    .map_err(|fault| fault.inside(&format!("{}[{number}]", field.name)))?;
             }
             Kind::Single => {
                 skip_field(wire_type, tag, &mut bytes, DecodeContext::default())
@@ -188,8 +298,8 @@ fn walk_nested(
 }
 
 impl Left {
-    /// Most procedures in a manifest and most entries in a signature message.
-    /// Payloads in use hold at most two of either.
+    /// Most procedures, partitions and encoders in a manifest, and most entries in
+    /// a signature message. Payloads of this family of systems hold two or three.
     const FEW: usize = 64;
 
     fn take(&mut self, counted: Counted, number: usize) -> Result<(), Fault> {
@@ -198,7 +308,11 @@ impl Left {
             Counted::Extent => (&mut self.extents, "too many extents"),
             Counted::Procedure if number >= Self::FEW => return Err(fault("too many procedures")),
             Counted::Signature if number >= Self::FEW => return Err(fault("too many signatures")),
-            Counted::Procedure | Counted::Signature => return Ok(()),
+            Counted::Partition if number >= Self::FEW => return Err(fault("too many partitions")),
+            Counted::Encoder if number >= Self::FEW => return Err(fault("too many encoders")),
+            Counted::Procedure | Counted::Partition | Counted::Encoder | Counted::Signature => {
+                return Ok(());
+            }
         };
         *left = left.checked_sub(1).ok_or_else(|| fault(reason))?;
         Ok(())

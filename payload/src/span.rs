@@ -5,7 +5,7 @@ use crate::extent::{self, Extent};
 use crate::image::{self, Image};
 use crate::operation::Operation;
 
-/// The source bytes of a MOVE or BSDIFF.
+/// The bytes that an operation starts from.
 pub(crate) enum Source<'a> {
     /// Left where they are, since nothing of them is overwritten.
     Image(ExtentReader<'a>),
@@ -25,14 +25,7 @@ impl<'a> Source<'a> {
         if operation.is_idempotent() {
             return Ok(Source::Image(reader));
         }
-        let size = usize::try_from(reader.length()).map_err(|error| operation.failed(error))?;
-        let mut bytes = Vec::new();
-        bytes
-            .try_reserve_exact(size)
-            .map_err(|error| operation.failed(error))?;
-        bytes.resize(size, 0);
-        reader.read(0, &mut bytes)?;
-        Ok(Source::Memory(bytes))
+        Ok(Source::Memory(reader.read_all(operation)?))
     }
 
     /// Bytes that can be read.
@@ -96,6 +89,20 @@ impl<'a> ExtentReader<'a> {
     /// Bytes that can be read.
     pub(crate) fn length(&self) -> u64 {
         self.length
+    }
+
+    /// The whole span in memory; how much that may be is the caller's business.
+    pub(crate) fn read_all(&self, operation: &Operation) -> Result<Vec<u8>, PayloadError> {
+        let size = usize::try_from(self.length).map_err(|error| operation.failed(error))?;
+        let mut bytes = Vec::new();
+        bytes
+            .try_reserve_exact(size)
+            .map_err(|error| operation.failed(error))?;
+        bytes.resize(size, 0);
+        if size > 0 {
+            self.read(0, &mut bytes)?;
+        }
+        Ok(bytes)
     }
 
     /// Fills `buf` from `position` in the span; `position + buf.len()` must not
@@ -182,6 +189,30 @@ impl<'a> ExtentWriter<'a> {
         Ok(true)
     }
 
+    /// Leaves the next `length` bytes of the extents as they are.
+    pub(crate) fn skip(&mut self, mut length: u64) {
+        while length > 0 {
+            if self.current.length() == 0 {
+                match self.extents.next() {
+                    Some(extent) => self.current = *extent,
+                    None => return,
+                }
+                continue;
+            }
+            let step = length.min(self.current.length());
+            self.current = match self.current {
+                Extent::Hole { length } => Extent::Hole {
+                    length: length - step,
+                },
+                Extent::Run { offset, length } => Extent::Run {
+                    offset: offset + step,
+                    length: length - step,
+                },
+            };
+            length -= step;
+        }
+    }
+
     /// Fills the last block with zeros if it was written in part. Further blocks
     /// of the extents stay as they are.
     pub(crate) fn finish(self, block_size: u32) -> Result<(), PayloadError> {
@@ -206,6 +237,27 @@ impl<'a> ExtentWriter<'a> {
                 source,
             })
     }
+}
+
+/// Writes zeros over all of `extents`.
+pub(crate) fn write_zeros(
+    index: usize,
+    image: &dyn Image,
+    extents: &[Extent],
+) -> Result<(), PayloadError> {
+    let available = image.len();
+    for extent in extents {
+        if let Extent::Run { offset, length } = *extent {
+            check_bounds(index, available, offset, length)?;
+            let written = image.write_zeros(offset, length);
+            written.map_err(|source| PayloadError::Write {
+                offset,
+                length,
+                source,
+            })?;
+        }
+    }
+    Ok(())
 }
 
 fn check_bounds(

@@ -3,12 +3,15 @@
 //!
 //! It does no IO and knows no clock. Its memory is one operation's data plus what
 //! the caller pushed last; ceilings are checked before anything is allocated, and
-//! the data of an operation is handed out only after its hash was found good. But
-//! the manifest that holds those hashes is itself unproven until
-//! [`PayloadStream::finish`]: what was written before must not be used before.
+//! the data of an operation is handed out only after its hash was found good.
+//!
+//! In version 2 the manifest that holds those hashes has a signature of its own,
+//! which is checked before anything in the manifest is looked at. In version 1 it
+//! is itself unproven until [`PayloadStream::finish`]. In both, what was written
+//! before must not be used before.
 //!
 //! ```text
-//! Header ─▶ Manifest ─▶ Operations ─▶ Signature ─▶ End ─▶ finish: Verified
+//! Header ─▶ Metadata ─▶ Operations ─▶ Signature ─▶ End ─▶ finish: Verified
 //!              │            │ one event each
 //!              ▼            ▼
 //!           Metadata     Operation + ResumePoint
@@ -22,10 +25,10 @@ use sha2::{Digest, Sha256};
 
 use crate::error::PayloadError;
 use crate::extent::size;
-use crate::header::Header;
+use crate::header::{Format, Header};
 use crate::manifest::{Limits, Manifest, Target};
 use crate::operation::Operation;
-use crate::resume::ResumePoint;
+use crate::resume::{Hashes, ResumePoint};
 use crate::trust::Trust;
 
 /// Something that the pushed bytes amounted to.
@@ -35,7 +38,8 @@ pub enum Event {
     Metadata {
         /// The validated manifest.
         manifest: Arc<Manifest>,
-        /// Header and manifest as they stand in the file, for [`PayloadStream::resume`].
+        /// All bytes before the first operation's data (header, manifest and, in
+        /// version 2, their signature), for [`PayloadStream::resume`].
         raw: Bytes,
     },
     /// The next operation is ready to run.
@@ -104,29 +108,40 @@ impl Verified {
 #[derive(Debug)]
 pub struct PayloadStream {
     limits: Limits,
+    trust: Trust,
     announced: Option<Announced>,
     backlog: Backlog,
     /// File offset of the backlog's first byte.
     position: u64,
     /// Over all bytes before `position`.
-    hash: Sha256,
+    hashes: Hashes,
     state: State,
 }
 
 #[derive(Debug)]
 enum State {
     Header,
-    /// Waiting for this many bytes of header and manifest together.
-    Manifest(usize),
+    /// Waiting for all bytes before the first operation's data.
+    Metadata(Metadata),
     Operations(Steps),
     Signature(Steps),
     End {
         steps: Steps,
-        /// SHA-256 of everything before the signature message.
+        /// SHA-256 of what the signature message signs.
         signed: [u8; 32],
         message: Option<Vec<u8>>,
     },
     Failed,
+}
+
+/// The sizes that the header tells, below their ceilings.
+#[derive(Clone, Copy, Debug)]
+struct Metadata {
+    header: Header,
+    /// Header and manifest.
+    signed: usize,
+    /// Those and their signature.
+    total: usize,
 }
 
 /// What is left to do of a manifest.
@@ -134,19 +149,24 @@ enum State {
 struct Steps {
     manifest: Arc<Manifest>,
     metadata_sha256: [u8; 32],
+    /// How many trusted keys signed header and manifest; `None` in version 1.
+    metadata_signers: Option<usize>,
     left: vec::IntoIter<(Target, Arc<Operation>)>,
 }
 
 impl PayloadStream {
-    /// A parser at the first byte of a payload.
+    /// A parser at the first byte of a payload, which must be signed as `trust`
+    /// demands: the manifest of version 2 before it is read, the whole of every
+    /// payload in [`PayloadStream::finish`].
     #[must_use]
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(limits: Limits, trust: &Trust) -> Self {
         Self {
             limits,
+            trust: trust.clone(),
             announced: None,
             backlog: Backlog::default(),
             position: 0,
-            hash: Sha256::new(),
+            hashes: Hashes::new(),
             state: State::Header,
         }
     }
@@ -166,18 +186,19 @@ impl PayloadStream {
     /// to this program; else as [`PayloadStream::next_event`].
     pub fn resume(
         limits: Limits,
+        trust: &Trust,
         point: &ResumePoint,
         metadata: &[u8],
     ) -> Result<Self, PayloadError> {
         let refused = |reason| PayloadError::Resume { reason };
-        let hash = point.payload_hash()?;
+        let hashes = point.hashes()?;
         let metadata_sha256: [u8; 32] = Sha256::digest(metadata).into();
         if metadata_sha256 != point.metadata_sha256() {
             return Err(refused(
                 "the payload's header and manifest are not the same as before",
             ));
         }
-        let mut fresh = Self::new(limits);
+        let mut fresh = Self::new(limits, trust);
         fresh.push(metadata);
         let Some(Event::Metadata { .. }) = fresh.next_event()? else {
             return Err(refused("header and manifest are incomplete"));
@@ -190,6 +211,9 @@ impl PayloadStream {
                 "header and manifest are followed by something else",
             ));
         }
+        if hashes.signed.is_some() != (steps.manifest.format == Format::V2) {
+            return Err(refused("the resume point does not fit the format version"));
+        }
         let done = steps.left.by_ref().take(point.next_operation());
         let (count, blobs) = done.fold((0, 0), |(count, bytes), (_, operation)| {
             (count + 1, bytes + operation.blob.length)
@@ -199,12 +223,10 @@ impl PayloadStream {
             return Err(refused("the resume point does not fit the manifest"));
         }
         Ok(Self {
-            limits,
-            announced: None,
-            backlog: Backlog::default(),
             position: offset,
-            hash,
+            hashes,
             state: State::Operations(steps),
+            ..Self::new(limits, trust)
         })
     }
 
@@ -246,7 +268,7 @@ impl PayloadStream {
             State::Operations(steps) | State::Signature(steps) | State::End { steps, .. } => {
                 Some(&steps.manifest)
             }
-            State::Header | State::Manifest(_) | State::Failed => None,
+            State::Header | State::Metadata(_) | State::Failed => None,
         }
     }
 
@@ -262,7 +284,7 @@ impl PayloadStream {
     /// # Errors
     /// The first check that fails; [`PayloadError::Unfinished`] when operations
     /// are ready that were not taken.
-    pub fn finish(mut self, trust: &Trust) -> Result<Verified, PayloadError> {
+    pub fn finish(mut self) -> Result<Verified, PayloadError> {
         if self.next_event()?.is_some() {
             return Err(PayloadError::Unfinished {
                 reason: "operations are left",
@@ -276,7 +298,7 @@ impl PayloadStream {
         else {
             return Err(self.truncated());
         };
-        let sha256: [u8; 32] = self.hash.finalize().into();
+        let sha256: [u8; 32] = self.hashes.file.finalize().into();
         if self
             .announced
             .is_some_and(|announced| announced.sha256 != sha256)
@@ -284,9 +306,15 @@ impl PayloadStream {
             return Err(PayloadError::PayloadHashMismatch);
         }
         let signers = match (message, &steps.manifest.signatures) {
-            (Some(message), Some(range)) => trust.check(&signed, range.start, &message)?,
-            _ => trust.check_unsigned()?,
+            (Some(message), Some(range)) => {
+                let format = steps.manifest.format;
+                self.trust.check(format, &signed, range.start, &message)?
+            }
+            _ => self.trust.check_unsigned()?,
         };
+        let signers = steps
+            .metadata_signers
+            .map_or(signers, |of_metadata| of_metadata.min(signers));
         Ok(Verified {
             manifest: steps.manifest,
             sha256,
@@ -298,7 +326,7 @@ impl PayloadStream {
         loop {
             let step = match std::mem::replace(&mut self.state, State::Failed) {
                 State::Header => self.header()?,
-                State::Manifest(metadata_size) => self.metadata(metadata_size)?,
+                State::Metadata(metadata) => self.metadata(metadata)?,
                 State::Operations(steps) => self.operation(steps)?,
                 State::Signature(steps) => self.signature(steps),
                 State::End { .. } if !self.backlog.is_empty() => {
@@ -328,30 +356,45 @@ impl PayloadStream {
     }
 
     fn header(&mut self) -> Result<Step, PayloadError> {
-        Header::check_magic(self.backlog.bytes())?;
-        let Some(bytes) = self.backlog.bytes().first_chunk() else {
+        let Some(header) = Header::parse(self.backlog.bytes())? else {
             return Ok(Step::Wait(State::Header));
         };
-        let Header { manifest_size } = Header::parse(bytes)?;
-        let limit = self.limits.manifest;
-        let too_large = PayloadError::MetadataTooLarge {
-            size: manifest_size,
-            limit,
+        let within = |size: u64, limit: u64| match usize::try_from(size) {
+            Ok(bytes) if size <= limit => Ok(bytes),
+            _ => Err((size, limit)),
         };
-        if manifest_size > limit {
-            return Err(too_large);
-        }
-        let manifest_size = usize::try_from(manifest_size).map_err(|_| too_large)?;
-        Ok(Step::Next(State::Manifest(
-            Header::SIZE.saturating_add(manifest_size),
-        )))
+        let manifest = within(header.manifest_size, self.limits.manifest)
+            .map_err(|(size, limit)| PayloadError::MetadataTooLarge { size, limit })?;
+        let signature = within(
+            header.metadata_signature_size.into(),
+            self.limits.signatures,
+        )
+        .map_err(|(size, limit)| PayloadError::MetadataSignatureTooLarge { size, limit })?;
+        let signed = header.size().saturating_add(manifest);
+        Ok(Step::Next(State::Metadata(Metadata {
+            header,
+            signed,
+            total: signed.saturating_add(signature),
+        })))
     }
 
-    fn metadata(&mut self, metadata_size: usize) -> Result<Step, PayloadError> {
-        let Some(raw) = self.take(metadata_size) else {
-            return Ok(Step::Wait(State::Manifest(metadata_size)));
+    /// The signature comes before the first look into the manifest.
+    fn metadata(&mut self, metadata: Metadata) -> Result<Step, PayloadError> {
+        let Some(raw) = self.backlog.take(metadata.total) else {
+            return Ok(Step::Wait(State::Metadata(metadata)));
         };
-        let manifest = Arc::new(Manifest::parse(&raw[Header::SIZE..], &self.limits)?);
+        let (signed, signature) = raw.split_at(metadata.signed);
+        let metadata_signers = match metadata.header.format {
+            Format::V1 => None,
+            Format::V2 => Some(self.check_metadata(signed, signature)?),
+        };
+        self.position = size(raw.len());
+        self.hashes.update(&raw);
+        if metadata.header.format == Format::V2 {
+            self.hashes.signed = Some(Sha256::new_with_prefix(signed));
+        }
+        let manifest = &signed[metadata.header.size()..];
+        let manifest = Arc::new(Manifest::parse(&metadata.header, manifest, &self.limits)?);
         check_size(self.announced.as_ref(), &manifest)?;
         let left: Vec<_> = manifest
             .operations()
@@ -360,6 +403,7 @@ impl PayloadStream {
         let steps = Steps {
             manifest: Arc::clone(&manifest),
             metadata_sha256: Sha256::digest(&raw).into(),
+            metadata_signers,
             left: left.into_iter(),
         };
         let raw = Bytes::from(raw);
@@ -367,6 +411,15 @@ impl PayloadStream {
             State::Operations(steps),
             Event::Metadata { manifest, raw },
         ))
+    }
+
+    fn check_metadata(&self, signed: &[u8], signature: &[u8]) -> Result<usize, PayloadError> {
+        if signature.is_empty() {
+            return self.trust.check_unsigned_metadata();
+        }
+        let digest = Sha256::digest(signed).into();
+        let offset = size(signed.len());
+        self.trust.check(Format::V2, &digest, offset, signature)
     }
 
     fn operation(&mut self, mut steps: Steps) -> Result<Step, PayloadError> {
@@ -391,7 +444,12 @@ impl PayloadStream {
             });
         }
         steps.left.next();
-        let resume = ResumePoint::new(index + 1, self.position, steps.metadata_sha256, &self.hash);
+        let resume = ResumePoint::new(
+            index + 1,
+            self.position,
+            steps.metadata_sha256,
+            &self.hashes,
+        );
         let pending = PendingOperation {
             index,
             target,
@@ -406,7 +464,7 @@ impl PayloadStream {
     }
 
     fn signature(&mut self, steps: Steps) -> Step {
-        let signed: [u8; 32] = self.hash.clone().finalize().into();
+        let signed = self.hashes.signed_digest();
         let message = match &steps.manifest.signatures {
             None => None,
             Some(range) => {
@@ -427,17 +485,19 @@ impl PayloadStream {
     /// Takes `length` bytes off the backlog and hashes them, if that many are there.
     fn take(&mut self, length: usize) -> Option<Vec<u8>> {
         let bytes = self.backlog.take(length)?;
-        self.hash.update(&bytes);
+        self.hashes.update(&bytes);
         self.position = self.position.saturating_add(size(length));
         Some(bytes)
     }
 
     fn truncated(&self) -> PayloadError {
         let expected = match &self.state {
-            State::Manifest(metadata_size) => size(*metadata_size),
+            State::Metadata(metadata) => size(metadata.total),
             _ => self
                 .manifest()
-                .map_or(size(Header::SIZE), |manifest| manifest.payload_size()),
+                .map_or(size(Format::V1.header_size()), |manifest| {
+                    manifest.payload_size()
+                }),
         };
         PayloadError::Truncated {
             received: self.received(),

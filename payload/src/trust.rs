@@ -4,7 +4,8 @@
 //! All signatures are over one SHA-256, that of every byte before the signature
 //! message. Entry version 2 is RSA PKCS#1 v1.5 (the original's), version 3 is
 //! Ed25519 with the 32-byte digest as its message. Entries of other versions are
-//! ignored: the original's release tool puts one by a throw-away key there.
+//! ignored: the original's release tool puts one by a throw-away key there. In
+//! version 2 of the format an entry need not name its version; it is RSA then.
 //!
 //! Without a trusted key nothing is accepted; there is no fallback.
 
@@ -19,6 +20,7 @@ use pkcs8::{Document, ObjectIdentifier, SubjectPublicKeyInfoRef};
 use prost::Message;
 
 use crate::error::PayloadError;
+use crate::header::Format;
 use crate::{shape, wire};
 
 /// Signature entry version of RSA PKCS#1 v1.5 with SHA-256.
@@ -200,15 +202,25 @@ impl Trust {
         }
     }
 
+    /// Checks a version 2 payload whose manifest carries no signature.
+    pub(crate) fn check_unsigned_metadata(&self) -> Result<usize, PayloadError> {
+        if self.unsigned_allowed {
+            Ok(0)
+        } else {
+            Err(PayloadError::MetadataSignatureMissing)
+        }
+    }
+
     /// Checks the signature `message` at file `offset` over `digest`, the SHA-256
-    /// of all bytes before it. Returns how many different trusted keys signed.
+    /// of what it signs. Returns how many different trusted keys signed.
     pub(crate) fn check(
         &self,
+        format: Format,
         digest: &[u8; 32],
         offset: u64,
         message: &[u8],
     ) -> Result<usize, PayloadError> {
-        let entries = Entry::parse_all(message)
+        let entries = Entry::parse_all(format, message)
             .map_err(|reason| PayloadError::SignatureMalformed { offset, reason })?;
         let signed = |key: &&PublicKey| entries.iter().any(|entry| key.accepts(digest, entry));
         let good = self.keys.iter().filter(signed).count();
@@ -230,8 +242,12 @@ impl Trust {
 ///
 /// # Errors
 /// [`PayloadError::SignatureMalformed`].
-pub fn signature_entries(offset: u64, message: &[u8]) -> Result<Vec<(u32, usize)>, PayloadError> {
-    let entries = Entry::parse_all(message)
+pub fn signature_entries(
+    format: Format,
+    offset: u64,
+    message: &[u8],
+) -> Result<Vec<(u32, usize)>, PayloadError> {
+    let entries = Entry::parse_all(format, message)
         .map_err(|reason| PayloadError::SignatureMalformed { offset, reason })?;
     let sizes = entries
         .iter()
@@ -246,16 +262,33 @@ struct Entry {
 }
 
 impl Entry {
-    fn parse_all(message: &[u8]) -> Result<Vec<Self>, String> {
+    fn parse_all(format: Format, message: &[u8]) -> Result<Vec<Self>, String> {
         shape::check_signatures(message)?;
         let message = wire::Signatures::decode(message).map_err(|error| error.to_string())?;
         let entries = message.signatures.into_iter().enumerate();
         entries
-            .map(|(number, entry)| match (entry.version, entry.data) {
-                (Some(version), Some(data)) => Ok(Self { version, data }),
-                _ => Err(format!("signatures[{number}]: version or data is missing")),
+            .map(|(number, entry)| {
+                Self::parse(format, entry)
+                    .map_err(|reason| format!("signatures[{number}]: {reason}"))
             })
             .collect()
+    }
+
+    fn parse(format: Format, entry: wire::Signature) -> Result<Self, &'static str> {
+        let version = match format {
+            Format::V1 => entry.version,
+            Format::V2 => entry.version.or(Some(VERSION_RSA)),
+        };
+        let (Some(version), Some(mut data)) = (version, entry.data) else {
+            return Err("version or data is missing");
+        };
+        if let (Format::V2, Some(size)) = (format, entry.unpadded_signature_size) {
+            match usize::try_from(size) {
+                Ok(size) if size <= data.len() => data.truncate(size),
+                _ => return Err("unpadded_signature_size exceeds the data"),
+            }
+        }
+        Ok(Self { version, data })
     }
 }
 

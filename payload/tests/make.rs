@@ -7,8 +7,8 @@ use std::fs::File;
 use std::io::{Cursor, Read, Seek};
 use std::num::NonZeroUsize;
 
-use payload::make::{BLOCK_SIZE, PrivateKey, Source, full};
-use payload::{PublicKey, Targets, Trust, apply_payload, verify_payload};
+use payload::make::{BLOCK_SIZE, PrivateKey, Profile, Source, full};
+use payload::{PublicKey, Sources, Targets, Trust, apply_payload, verify_payload};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -52,6 +52,7 @@ proptest! {
         mut image in bytes(),
         kernel in proptest::option::of(bytes()),
         threads in 1..4_usize,
+        profile in prop_oneof![Just(Profile::V1), Just(Profile::V2), Just(Profile::V2Aosp)],
     ) {
         let block = usize::try_from(BLOCK_SIZE).unwrap();
         image.resize(image.len().next_multiple_of(block), 0);
@@ -62,6 +63,7 @@ proptest! {
         let written = full(
             source(&mut image_reader),
             kernel_reader.as_mut().map(source),
+            profile,
             Cursor::new(Vec::new()),
             NonZeroUsize::new(threads).unwrap(),
         )
@@ -82,7 +84,7 @@ proptest! {
             kernel: Some(&kernel_file),
             pcr_policy: None,
         };
-        apply_payload(&mut made, &verified, &targets, &mut |_| ()).unwrap();
+        apply_payload(&mut made, &verified, &targets, &Sources::default(), &mut |_| ()).unwrap();
         prop_assert!(content(&partition) == image);
         prop_assert!(content(&kernel_file) == kernel.unwrap_or_default());
     }

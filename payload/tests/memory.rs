@@ -5,7 +5,7 @@
 
 use std::fs;
 
-use payload::{Event, Limits, PayloadStream};
+use payload::{Event, Limits, PayloadStream, Trust};
 use sha2::{Digest, Sha256};
 
 /// Most bytes that this process ever held, from the kernel's own account.
@@ -67,7 +67,7 @@ fn memory_is_bounded_by_one_operation_and_by_the_ceilings() {
     let data = vec![0xa5; MIB];
     let before = peak();
     let manifest = streamed_manifest(300, &data);
-    let mut stream = PayloadStream::new(Limits::default());
+    let mut stream = PayloadStream::new(Limits::default(), &Trust::allow_unsigned(vec![]));
     stream.push(&header(&manifest));
     stream.push(&manifest);
     let mut operations = 0;
@@ -100,7 +100,7 @@ fn memory_is_bounded_by_one_operation_and_by_the_ceilings() {
         }),
     ] {
         let manifest = entry.repeat(8 * MIB / entry.len().min(8 * MIB));
-        let mut stream = PayloadStream::new(Limits::default());
+        let mut stream = PayloadStream::new(Limits::default(), &Trust::allow_unsigned(vec![]));
         stream.push(&header(&manifest));
         for chunk in manifest.chunks(65_536) {
             stream.push(chunk);

@@ -9,7 +9,7 @@ use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::time::Duration;
 
-use payload::{Event, Extent, Limits, PayloadStream};
+use payload::{Event, Extent, Limits, PayloadStream, Trust};
 use system_tests::disk::Slot;
 use system_tests::fault_server::{Answer, Exchange, Fault};
 use system_tests::machine::Machine;
@@ -92,7 +92,7 @@ struct Operations {
 
 impl Operations {
     fn of(release: &Release) -> Self {
-        let mut stream = PayloadStream::new(Limits::default());
+        let mut stream = PayloadStream::new(Limits::default(), &Trust::allow_unsigned(Vec::new()));
         stream.push(&release.payload);
         let Ok(Some(Event::Metadata { manifest, raw })) = stream.next_event() else {
             panic!("the release has no manifest");

@@ -206,7 +206,9 @@ pub enum UpdateError {
 fn payload_code(error: &PayloadError) -> u32 {
     match error {
         PayloadError::BadMagic { .. } | PayloadError::UnsupportedVersion { .. } => 21,
-        PayloadError::MetadataTooLarge { .. } | PayloadError::Manifest { .. } => 23,
+        PayloadError::MetadataTooLarge { .. }
+        | PayloadError::MetadataSignatureTooLarge { .. }
+        | PayloadError::Manifest { .. } => 23,
         PayloadError::PartitionInfoMissing => 12,
         PayloadError::OperationHashMissing { .. } => 38,
         PayloadError::OperationHashMismatch { .. } => 29,
@@ -214,12 +216,16 @@ fn payload_code(error: &PayloadError) -> u32 {
         | PayloadError::Truncated { .. }
         | PayloadError::TrailingData { .. } => 11,
         PayloadError::PayloadHashMismatch | PayloadError::PayloadChanged => 10,
-        PayloadError::SignatureMissing => 17,
+        PayloadError::SignatureMissing | PayloadError::MetadataSignatureMissing => 17,
         PayloadError::SignatureMalformed { .. }
         | PayloadError::SignatureRefused { .. }
         | PayloadError::Key { .. }
         | PayloadError::Trust { .. } => 18,
-        PayloadError::SourceMismatch { .. } | PayloadError::Resume { .. } => 20,
+        PayloadError::SourceMismatch { .. }
+        | PayloadError::SourceMissing { .. }
+        | PayloadError::OperationSourceMismatch { .. }
+        | PayloadError::OperationSourceMissing { .. }
+        | PayloadError::Resume { .. } => 20,
         PayloadError::TargetMismatch { .. } => 15,
         // The operation itself: its data, its place, its reads and writes.
         _ => 28,

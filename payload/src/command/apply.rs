@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use indicatif::HumanBytes;
-use payload::{Image, Manifest, Part, Target, Targets, Verified, apply_payload, verify_payload};
+use payload::{
+    Image, Manifest, Part, Sources, Target, Targets, Verified, apply_payload, verify_payload,
+};
 
 use super::verify::{TrustArgs, signers};
 use crate::files;
@@ -22,7 +24,8 @@ use crate::talk::{progress, say};
 /// of the payload. If something fails in between, TARGET is of no use and the
 /// command says so.
 ///
-/// A delta payload first copies SOURCE to TARGET; SOURCE itself is only read.
+/// A delta payload needs the old image, which is only read. One of format version 1
+/// first copies it to TARGET.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -32,20 +35,20 @@ Examples:
       --target-kernel vmlinuz update.payload
 
   # A delta, onto another partition.
-  payload apply --public-key release.pub.pem --source old.img --target /dev/sdb4 \\
-      --source-kernel vmlinuz-a --target-kernel vmlinuz-b delta.payload")]
+  payload apply --public-key release.pub.pem --old old.img --target /dev/sdb4 \\
+      --old-kernel vmlinuz-a --target-kernel vmlinuz-b delta.payload")]
 pub(crate) struct Apply {
     #[command(flatten)]
     trust: TrustArgs,
     /// The old image, for a delta payload.
-    #[arg(long, value_name = "IMG")]
-    source: Option<PathBuf>,
+    #[arg(long, alias = "source", value_name = "IMG")]
+    old: Option<PathBuf>,
     /// Where the new image goes.
     #[arg(long, value_name = "IMG")]
     target: PathBuf,
     /// The old kernel, for a delta payload.
-    #[arg(long, value_name = "FILE")]
-    source_kernel: Option<PathBuf>,
+    #[arg(long, alias = "source-kernel", value_name = "FILE")]
+    old_kernel: Option<PathBuf>,
     /// Where the new kernel goes; it is left out otherwise.
     #[arg(long, value_name = "FILE")]
     target_kernel: Option<PathBuf>,
@@ -84,25 +87,26 @@ impl Apply {
         let mut steps = Vec::new();
         for (target, part) in manifest.parts() {
             let (path, source, option) = match target {
-                Target::Partition => (Some(&self.target), &self.source, "--source"),
+                Target::Partition => (Some(&self.target), &self.old, "--old"),
                 Target::Kernel => (
                     self.target_kernel.as_ref(),
-                    &self.source_kernel,
-                    "--source-kernel",
+                    &self.old_kernel,
+                    "--old-kernel",
                 ),
-                Target::PcrPolicy | Target::Unknown(_) => (None, &None, ""),
+                Target::PcrPolicy | Target::Unknown(_) | Target::Named(_) => (None, &None, ""),
             };
             match path {
                 Some(path) => steps.push(Step {
-                    target,
                     part,
                     path,
-                    source: open_source(target, part, source.as_deref(), option)?,
+                    source: open_source(&target, part, source.as_deref(), option)?,
+                    target,
+                    in_place: manifest.is_in_place(),
                 }),
                 None => say(format_args!("payload: the {target} is left out")),
             }
         }
-        if self.target_kernel.is_some() && manifest.part(Target::Kernel).is_none() {
+        if self.target_kernel.is_some() && manifest.part(&Target::Kernel).is_none() {
             bail!("the payload holds no kernel, so there is none for --target-kernel");
         }
         Ok(steps)
@@ -112,20 +116,25 @@ impl Apply {
 /// Fills the targets, puts what they hold on the disk and compares it with the
 /// hashes of the payload.
 fn write(payload: &mut File, verified: &Verified, outputs: &[Output]) -> Result<()> {
+    let in_place = verified.manifest().is_in_place();
     for output in outputs {
-        output.prepare()?;
+        output.prepare(in_place)?;
     }
-    let of = |target| {
-        let output = outputs.iter().find(|output| output.step.target == target);
-        output.map(|output| &output.file)
-    };
+    let of = |target: Target| outputs.iter().find(|output| output.step.target == target);
+    let (partition, kernel) = (of(Target::Partition), of(Target::Kernel));
     let targets = Targets {
-        partition: of(Target::Partition).expect("every manifest updates the partition"),
-        kernel: of(Target::Kernel),
+        partition: &partition
+            .expect("every manifest updates the partition")
+            .file,
+        kernel: kernel.map(|output| &output.file),
         pcr_policy: None,
     };
+    let sources = Sources {
+        partition: partition.and_then(Output::old),
+        kernel: kernel.and_then(Output::old),
+    };
     let bar = progress("apply", verified.size());
-    let applied = apply_payload(payload, verified, &targets, &mut |done| {
+    let applied = apply_payload(payload, verified, &targets, &sources, &mut |done| {
         bar.set_position(done);
     });
     bar.finish_and_clear();
@@ -140,13 +149,18 @@ struct Step<'a> {
     path: &'a Path,
     /// What a delta starts from, checked, and how many bytes of it.
     source: Option<(File, u64)>,
+    /// Whether a delta turns a copy of that into the new content.
+    in_place: bool,
 }
 
 impl Step<'_> {
     /// Bytes that the target needs while it is written.
     fn room(&self) -> u64 {
-        let old = self.part.old.as_ref().map_or(0, |old| old.size);
-        self.part.new.size.max(old)
+        let new = self.part.new.size;
+        match &self.part.old {
+            Some(old) if self.in_place => new.max(old.size),
+            _ => new,
+        }
     }
 }
 
@@ -183,15 +197,21 @@ impl<'a> Output<'a> {
         Ok(output)
     }
 
-    /// Makes room and, for a delta, copies the old content.
-    fn prepare(&self) -> Result<()> {
+    /// What a delta reads.
+    fn old(&self) -> Option<&dyn Image> {
+        let source = self.step.source.as_ref();
+        source.map(|(file, _)| file as &dyn Image)
+    }
+
+    /// Makes room and, for a delta that works in place, copies the old content.
+    fn prepare(&self, in_place: bool) -> Result<()> {
         let shown = self.step.path.display();
         if self.is_regular {
             self.file
                 .set_len(self.step.room())
                 .with_context(|| format!("resize {shown}"))?;
         }
-        if let Some((source, size)) = &self.step.source {
+        if let Some((source, size)) = self.step.source.as_ref().filter(|_| in_place) {
             let (mut from, mut to) = (source, &self.file);
             let mut copy = || {
                 from.rewind()?;
@@ -275,7 +295,7 @@ fn open_targets<'a>(steps: &'a [Step<'a>], payload: &File) -> Result<Vec<Output<
 
 /// The old content of `part`, which a delta needs and other payloads ignore.
 fn open_source(
-    target: Target,
+    target: &Target,
     part: &Part,
     path: Option<&Path>,
     option: &str,

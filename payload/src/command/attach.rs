@@ -54,7 +54,7 @@ impl Attach {
         let mut draft = Draft::read(bar.wrap_read(input)).with_context(context)?;
         let mut output = Output::create(&self.out)?;
         draft
-            .attach(signatures, output.file())
+            .attach(signatures, Vec::new(), output.file())
             .with_context(context)?;
         output.commit()?;
         bar.finish_and_clear();

@@ -66,6 +66,7 @@ impl Generate {
                 reader,
                 size: *size,
             }),
+            make::Profile::V1,
             scratch,
             pipeline::all_cores(),
         );

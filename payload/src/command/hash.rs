@@ -55,6 +55,7 @@ impl Hash {
         bar.finish_and_clear();
         let digest = digest.with_context(|| format!("hash {}", self.input.display()))?;
 
+        let digest = digest.payload;
         if let Some(path) = self.out {
             let mut output = Output::create(&path)?;
             output

@@ -12,7 +12,8 @@ use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::HumanBytes;
 use payload::{
-    Event, ImageInfo, Limits, Manifest, Operation, PayloadStream, Procedure, signature_entries,
+    Event, ImageInfo, Limits, Manifest, Operation, PayloadStream, Procedure, Trust,
+    signature_entries,
 };
 use serde::Serialize;
 
@@ -54,7 +55,7 @@ impl Show {
 /// What is shown; the JSON document.
 #[derive(Debug, Serialize)]
 struct Summary {
-    format_version: u32,
+    format_version: u64,
     kind: &'static str,
     /// Of the whole file.
     size: u64,
@@ -112,7 +113,7 @@ impl Summary {
             &partition.operations,
         ));
         Ok(Self {
-            format_version: 1,
+            format_version: manifest.format.number(),
             kind: if manifest.is_delta() { "delta" } else { "full" },
             size,
             metadata_size: manifest.metadata_size,
@@ -211,6 +212,7 @@ impl PartSummary {
             Procedure::Kernel(part) | Procedure::PcrPolicy(part) => {
                 (part.old.as_ref(), Some(&part.new))
             }
+            Procedure::Named { part, .. } => (part.old.as_ref(), Some(&part.new)),
             Procedure::Unknown { .. } => (None, None),
         };
         Self::new(procedure.target(), old, new, procedure.operations())
@@ -228,7 +230,8 @@ impl InfoSummary {
 
 /// Reads no further than the manifest.
 fn read_manifest(file: &mut File) -> Result<Arc<Manifest>> {
-    let mut stream = PayloadStream::new(Limits::default());
+    let anyone = Trust::allow_unsigned(Vec::new());
+    let mut stream = PayloadStream::new(Limits::default(), &anyone);
     let mut buffer = vec![0; 64 << 10];
     loop {
         if let Some(Event::Metadata { manifest, .. }) = stream.next_event()? {
@@ -254,7 +257,7 @@ fn read_signatures(file: &mut File, manifest: &Manifest) -> Result<Vec<Signature
     file.seek(SeekFrom::Start(range.start))?;
     file.take(range.end - range.start)
         .read_to_end(&mut message)?;
-    let entries = signature_entries(range.start, &message)?;
+    let entries = signature_entries(manifest.format, range.start, &message)?;
     let entries = entries.into_iter().map(|(version, size)| SignatureSummary {
         version,
         kind: match version {

@@ -11,15 +11,22 @@
 //! 20+M    blobs                                ┘
 //!         signatures: one entry for each key
 //! ```
+//!
+//! In version 2 the header also tells the length of a signature of header and
+//! manifest alone, which follows them and is left out of the other digest.
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 
 use prost::Message;
 use sha2::{Digest, Sha256};
 
-use super::{MakeError, PrivateKey, REPLACE, RawSignature, SignatureKind};
-use crate::header::Header;
-use crate::{PayloadError, Trust, verify_payload, wire};
+use super::{MakeError, PrivateKey, RawSignature, SignatureKind};
+use crate::header::{Format, Header};
+use crate::operation::number;
+use crate::release::Release;
+use crate::resume::Hashes;
+use crate::{Manifest, PayloadError, Trust, extent, verify_payload, wire};
 
 /// Bytes copied at a time.
 const COPY_SIZE: usize = 1 << 20;
@@ -28,11 +35,17 @@ const COPY_SIZE: usize = 1 << 20;
 /// a file, and are read when the payload is written.
 #[derive(Debug)]
 pub struct Draft<B> {
-    /// Without signature fields and noop operations, which [`Draft::head`] adds.
-    manifest: wire::DeltaArchiveManifest,
+    manifest: Contents,
     blobs: B,
-    blobs_start: u64,
-    blobs_len: u64,
+    /// Where the data of all operations lies in `blobs`, in their order.
+    pieces: Vec<Range<u64>>,
+}
+
+/// A manifest without signature fields and noop operations, which [`Draft::head`] adds.
+#[derive(Clone, Debug)]
+enum Contents {
+    V1(wire::DeltaArchiveManifest),
+    V2(wire::DeltaArchiveManifestV2),
 }
 
 /// What was written.
@@ -42,8 +55,18 @@ pub struct Written {
     pub size: u64,
     /// SHA-256 of the whole payload, as update servers announce it.
     pub sha256: [u8; 32],
-    /// SHA-256 of everything before the signatures: what keys sign.
-    pub signed_digest: [u8; 32],
+    /// What keys sign.
+    pub digests: Digests,
+}
+
+/// What keys sign, with every key each of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Digests {
+    /// SHA-256 of everything before the signatures, but for the metadata signature.
+    pub payload: [u8; 32],
+    /// SHA-256 of header and manifest; `None` in version 1, which has no signature
+    /// of those alone.
+    pub metadata: Option<[u8; 32]>,
 }
 
 impl<B: Read + Seek> Draft<B> {
@@ -59,19 +82,29 @@ impl<B: Read + Seek> Draft<B> {
         let anyone = Trust::allow_unsigned(Vec::new());
         let verified = verify_payload(&mut payload, &anyone, &mut |_| ())?;
         let checked = verified.manifest();
-        let encoded = read_manifest(&mut payload, checked.metadata_size)
+        let encoded = read_manifest(&mut payload, checked)
             .map_err(|source| PayloadError::Input { offset: 0, source })?;
-        let manifest = wire::DeltaArchiveManifest::decode(&encoded[..])
-            .map_err(|_| PayloadError::PayloadChanged)?;
-        if manifest.encode_to_vec() != encoded {
-            return Err(MakeError::UnknownFields);
+        let changed = |_| PayloadError::PayloadChanged;
+        let (start, len) = (checked.metadata_size, checked.blobs_size);
+        match checked.format {
+            Format::V1 => {
+                let manifest = wire::DeltaArchiveManifest::decode(&encoded[..]).map_err(changed)?;
+                check_same(&manifest, &encoded)?;
+                Self::of_v1(manifest, payload, start, len)
+            }
+            Format::V2 => {
+                let manifest =
+                    wire::DeltaArchiveManifestV2::decode(&encoded[..]).map_err(changed)?;
+                check_same(&manifest, &encoded)?;
+                let end = start.saturating_add(len);
+                Ok(Self::of_pieces(manifest, payload, vec![start..end]))
+            }
         }
-        Self::new(manifest, payload, checked.metadata_size, checked.blobs_size)
     }
 
     /// `blobs` holds the data of all operations of `manifest`, `blobs_len` bytes
     /// from `blobs_start` on.
-    pub(super) fn new(
+    pub(super) fn of_v1(
         mut manifest: wire::DeltaArchiveManifest,
         blobs: B,
         blobs_start: u64,
@@ -85,11 +118,49 @@ impl<B: Read + Seek> Draft<B> {
         manifest.signatures_offset = None;
         manifest.signatures_size = None;
         Ok(Self {
-            manifest,
+            manifest: Contents::V1(manifest),
             blobs,
-            blobs_start,
-            blobs_len,
+            pieces: vec![blobs_start..blobs_start.saturating_add(blobs_len)],
         })
+    }
+
+    /// `pieces` of `blobs` hold the data of all operations of `manifest`, in order.
+    pub(super) fn of_pieces(
+        mut manifest: wire::DeltaArchiveManifestV2,
+        blobs: B,
+        pieces: Vec<Range<u64>>,
+    ) -> Self {
+        manifest.signatures_offset = None;
+        manifest.signatures_size = None;
+        Self {
+            manifest: Contents::V2(manifest),
+            blobs,
+            pieces,
+        }
+    }
+
+    /// Puts facts about the release in, in place of those that are there.
+    ///
+    /// # Errors
+    /// [`MakeError::NeedsVersion2`] in version 1.
+    pub fn set_release(&mut self, release: Release) -> Result<(), MakeError> {
+        match &mut self.manifest {
+            Contents::V1(_) => Err(MakeError::NeedsVersion2 {
+                what: "facts about the release",
+            }),
+            Contents::V2(manifest) => {
+                manifest.release = (!release.is_empty()).then(|| release.into_wire());
+                Ok(())
+            }
+        }
+    }
+
+    /// The version of the format.
+    pub fn format(&self) -> Format {
+        match self.manifest {
+            Contents::V1(_) => Format::V1,
+            Contents::V2(_) => Format::V2,
+        }
     }
 
     /// Writes the payload with a signature of each of `keys`, in their order;
@@ -99,119 +170,178 @@ impl<B: Read + Seek> Draft<B> {
     /// [`MakeError`] by operation: reading the blobs, signing, writing.
     pub fn sign(&mut self, keys: &[PrivateKey], out: &mut dyn Write) -> Result<Written, MakeError> {
         let kinds: Vec<_> = keys.iter().map(PrivateKey::signature_kind).collect();
-        self.write(&kinds, out, |digest| {
-            keys.iter().map(|key| key.sign(digest)).collect()
-        })
+        let sign = |digest: &[u8; 32]| keys.iter().map(|key| key.sign(digest)).collect();
+        self.write(&kinds, out, sign, sign)
     }
 
-    /// The digest to sign elsewhere, for signatures of these kinds. Their order
-    /// does not matter; their sizes do, as the manifest tells them.
+    /// The digests to sign elsewhere, for signatures of these kinds. Their order
+    /// does not matter; their sizes do, as header and manifest tell them.
     ///
     /// # Errors
     /// [`MakeError::NoSignatures`] for no kinds; reading the blobs.
-    pub fn digest(&mut self, kinds: &[SignatureKind]) -> Result<[u8; 32], MakeError> {
+    pub fn digest(&mut self, kinds: &[SignatureKind]) -> Result<Digests, MakeError> {
         if kinds.is_empty() {
             return Err(MakeError::NoSignatures);
         }
-        self.write_signed_part(kinds, &mut Sink::new(&mut io::sink()))
+        // The digests cover no signature, so any bytes of the right length will do.
+        let blank = |_: &[u8; 32]| {
+            let signatures = kinds.iter().map(|kind| vec![0; kind.size()]);
+            signatures.map(RawSignature::from_bytes).collect()
+        };
+        let written = self.write(kinds, &mut io::sink(), blank, blank)?;
+        Ok(written.digests)
     }
 
-    /// Writes the payload with signatures of [`Draft::digest`] made elsewhere.
-    /// Whether they are good is not checked; that takes the public keys.
+    /// Writes the payload with signatures of [`Draft::digest`] made elsewhere: of the
+    /// payload's digest and, in version 2, as many of the metadata's, by the same
+    /// keys in the same order. Whether they are good is not checked; that takes the
+    /// public keys.
     ///
     /// # Errors
-    /// [`MakeError::NoSignatures`] for no signatures; reading, writing.
+    /// [`MakeError::NoSignatures`] for no signatures, `MetadataSignatures` and
+    /// `SignaturesDiffer` when they do not belong together; reading, writing.
     pub fn attach(
         &mut self,
         signatures: Vec<RawSignature>,
+        metadata_signatures: Vec<RawSignature>,
         out: &mut dyn Write,
     ) -> Result<Written, MakeError> {
         if signatures.is_empty() {
             return Err(MakeError::NoSignatures);
         }
+        let format = self.format();
+        let needed = match format {
+            Format::V1 => 0,
+            Format::V2 => signatures.len(),
+        };
+        let found = metadata_signatures.len();
+        if found != needed {
+            return Err(MakeError::MetadataSignatures {
+                version: format.number(),
+                needed,
+                found,
+            });
+        }
         let kinds: Vec<_> = signatures.iter().map(RawSignature::kind).collect();
-        self.write(&kinds, out, |_| Ok(signatures))
+        let mut pairs = kinds.iter().zip(&metadata_signatures);
+        if pairs.any(|(kind, other)| *kind != other.kind()) {
+            return Err(MakeError::SignaturesDiffer);
+        }
+        self.write(&kinds, out, |_| Ok(metadata_signatures), |_| Ok(signatures))
     }
 
     fn write(
         &mut self,
         kinds: &[SignatureKind],
         out: &mut dyn Write,
+        metadata_signatures: impl FnOnce(&[u8; 32]) -> Result<Vec<RawSignature>, MakeError>,
         signatures: impl FnOnce(&[u8; 32]) -> Result<Vec<RawSignature>, MakeError>,
     ) -> Result<Written, MakeError> {
+        let head = self.head(kinds);
         let mut sink = Sink::new(out);
-        let signed_digest = self.write_signed_part(kinds, &mut sink)?;
+        sink.write(&head)?;
+        let metadata = match self.format() {
+            Format::V1 => None,
+            Format::V2 => {
+                let digest: [u8; 32] = Sha256::digest(&head).into();
+                sink.hashes.signed = None;
+                if !kinds.is_empty() {
+                    sink.write(&signature_message(&metadata_signatures(&digest)?))?;
+                }
+                sink.hashes.signed = Some(Sha256::new_with_prefix(&head));
+                Some(digest)
+            }
+        };
+        self.copy_blobs(&mut sink)?;
+        let payload = sink.hashes.signed_digest();
         if !kinds.is_empty() {
-            sink.write(&signature_message(&signatures(&signed_digest)?))?;
+            sink.write(&signature_message(&signatures(&payload)?))?;
         }
         Ok(Written {
             size: sink.offset,
-            sha256: sink.sha256.finalize().into(),
-            signed_digest,
+            sha256: sink.hashes.file.finalize().into(),
+            digests: Digests { payload, metadata },
         })
     }
 
-    /// Header, manifest and blobs. Returns their digest.
-    fn write_signed_part(
-        &mut self,
-        kinds: &[SignatureKind],
-        sink: &mut Sink<'_>,
-    ) -> Result<[u8; 32], MakeError> {
-        sink.write(&self.head(kinds))?;
-        self.copy_blobs(sink)?;
-        Ok(sink.sha256.clone().finalize().into())
+    fn blobs_len(&self) -> u64 {
+        let lengths = self.pieces.iter().map(|piece| piece.end - piece.start);
+        lengths.fold(0, u64::saturating_add)
     }
 
     /// Header and manifest of the payload that will carry signatures of `kinds`.
     fn head(&self, kinds: &[SignatureKind]) -> Vec<u8> {
-        let mut manifest = self.manifest.clone();
-        manifest.noop_operations = shadows_of_procedures(&manifest);
-        if !kinds.is_empty() {
-            let offset = u32::try_from(self.blobs_len).expect("checked by new");
-            let length = u32::try_from(signature_message_size(kinds))
-                .expect("a command line does not hold eight million signatures");
-            manifest.signatures_offset = Some(offset.into());
-            manifest.signatures_size = Some(length.into());
-            manifest.noop_operations.push(shadow(
-                Some(offset),
-                length,
-                None,
-                manifest.block_size(),
-            ));
-        }
-        let manifest = manifest.encode_to_vec();
-        let header = Header {
-            manifest_size: u64::try_from(manifest.len()).expect("usize is at most 64 bit"),
+        let size = u32::try_from(signature_message_size(kinds))
+            .expect("a command line does not hold eight million signatures");
+        let (offset, length) = if kinds.is_empty() {
+            (None, None)
+        } else {
+            (Some(self.blobs_len()), Some(u64::from(size)))
         };
-        [&header.to_bytes()[..], &manifest].concat()
+        let (manifest, metadata_signature_size) = match self.manifest.clone() {
+            Contents::V1(mut manifest) => {
+                manifest.noop_operations = shadows_of_procedures(&manifest);
+                if let Some(length) = length {
+                    let shadow = shadow(offset, length, None, manifest.block_size());
+                    manifest.noop_operations.push(shadow);
+                }
+                manifest.signatures_offset = offset;
+                manifest.signatures_size = length;
+                (manifest.encode_to_vec(), 0)
+            }
+            Contents::V2(mut manifest) => {
+                manifest.signatures_offset = offset;
+                manifest.signatures_size = length;
+                (manifest.encode_to_vec(), size)
+            }
+        };
+        let header = Header {
+            format: self.format(),
+            manifest_size: extent::size(manifest.len()),
+            metadata_signature_size,
+        };
+        [header.to_bytes(), manifest].concat()
     }
 
     fn copy_blobs(&mut self, sink: &mut Sink<'_>) -> Result<(), MakeError> {
-        let failed = |offset| move |source| MakeError::ReadBlobs { offset, source };
-        self.blobs
-            .seek(SeekFrom::Start(self.blobs_start))
-            .map_err(failed(0))?;
         let mut buffer = vec![0; COPY_SIZE];
         let mut offset = 0;
-        while offset < self.blobs_len {
-            let left = usize::try_from(self.blobs_len - offset).unwrap_or(usize::MAX);
-            let part = &mut buffer[..left.min(COPY_SIZE)];
-            self.blobs.read_exact(part).map_err(failed(offset))?;
-            sink.write(part)?;
-            offset += u64::try_from(part.len()).expect("1 MiB at most");
+        for piece in &self.pieces {
+            let failed = |offset| move |source| MakeError::ReadBlobs { offset, source };
+            self.blobs
+                .seek(SeekFrom::Start(piece.start))
+                .map_err(failed(offset))?;
+            let mut left = piece.end - piece.start;
+            while left > 0 {
+                let length = usize::try_from(left).map_or(COPY_SIZE, |left| left.min(COPY_SIZE));
+                let part = &mut buffer[..length];
+                self.blobs.read_exact(part).map_err(failed(offset))?;
+                sink.write(part)?;
+                offset += extent::size(length);
+                left -= extent::size(length);
+            }
         }
         Ok(())
     }
 }
 
-/// The bytes between header and data.
-fn read_manifest(payload: &mut (impl Read + Seek), metadata_size: u64) -> io::Result<Vec<u8>> {
-    let header = u64::try_from(Header::SIZE).expect("20 fits");
+/// What is not known would be lost.
+fn check_same(manifest: &impl Message, encoded: &[u8]) -> Result<(), MakeError> {
+    if manifest.encode_to_vec() == encoded {
+        Ok(())
+    } else {
+        Err(MakeError::UnknownFields)
+    }
+}
+
+/// The bytes between header and data or metadata signature.
+fn read_manifest(payload: &mut (impl Read + Seek), checked: &Manifest) -> io::Result<Vec<u8>> {
+    let start = extent::size(checked.format.header_size());
+    let signature = checked.metadata_signature.as_ref();
+    let end = signature.map_or(checked.metadata_size, |range| range.start);
     let mut encoded = Vec::new();
-    payload.seek(SeekFrom::Start(header))?;
-    payload
-        .take(metadata_size - header)
-        .read_to_end(&mut encoded)?;
+    payload.seek(SeekFrom::Start(start))?;
+    payload.take(end - start).read_to_end(&mut encoded)?;
     Ok(encoded)
 }
 
@@ -236,18 +366,18 @@ fn shadows_of_procedures(manifest: &wire::DeltaArchiveManifest) -> Vec<wire::Ins
 }
 
 fn shadow(
-    data_offset: Option<u32>,
-    data_length: u32,
+    data_offset: Option<u64>,
+    data_length: u64,
     data_sha256_hash: Option<Vec<u8>>,
     block_size: u32,
 ) -> wire::InstallOperation {
     wire::InstallOperation {
-        kind: Some(REPLACE),
+        kind: Some(number::REPLACE),
         data_offset,
         data_length: Some(data_length),
         dst_extents: vec![wire::Extent {
             start_block: Some(u64::MAX),
-            num_blocks: Some(data_length.div_ceil(block_size).into()),
+            num_blocks: Some(data_length.div_ceil(block_size.into())),
         }],
         data_sha256_hash,
         ..Default::default()
@@ -258,6 +388,7 @@ fn signature_message(signatures: &[RawSignature]) -> Vec<u8> {
     let entries = signatures.iter().map(|signature| wire::Signature {
         version: Some(signature.kind().version()),
         data: Some(signature.as_bytes().to_vec()),
+        unpadded_signature_size: None,
     });
     wire::Signatures {
         signatures: entries.collect(),
@@ -270,6 +401,7 @@ fn signature_message_size(kinds: &[SignatureKind]) -> usize {
     let entries = kinds.iter().map(|kind| wire::Signature {
         version: Some(kind.version()),
         data: Some(vec![0; kind.size()]),
+        unpadded_signature_size: None,
     });
     wire::Signatures {
         signatures: entries.collect(),
@@ -280,7 +412,7 @@ fn signature_message_size(kinds: &[SignatureKind]) -> usize {
 /// Hashes and counts what it writes.
 struct Sink<'a> {
     out: &'a mut dyn Write,
-    sha256: Sha256,
+    hashes: Hashes,
     offset: u64,
 }
 
@@ -288,7 +420,7 @@ impl<'a> Sink<'a> {
     fn new(out: &'a mut dyn Write) -> Self {
         Self {
             out,
-            sha256: Sha256::new(),
+            hashes: Hashes::new(),
             offset: 0,
         }
     }
@@ -300,7 +432,7 @@ impl<'a> Sink<'a> {
                 offset: self.offset,
                 source,
             })?;
-        self.sha256.update(data);
+        self.hashes.update(data);
         self.offset += u64::try_from(data.len()).expect("usize is at most 64 bit");
         Ok(())
     }
@@ -364,7 +496,7 @@ mod tests {
             }],
             ..Default::default()
         };
-        let draft = Draft::new(manifest, io::empty(), 0, 892_172).unwrap();
+        let draft = Draft::of_v1(manifest, io::empty(), 0, 892_172).unwrap();
         let head = draft.head(&kinds(&[256]));
         let manifest = wire::DeltaArchiveManifest::decode(&head[20..]).unwrap();
 
@@ -393,15 +525,16 @@ mod tests {
     #[test]
     fn an_unsigned_payload_says_nothing_of_signatures() {
         let mut draft =
-            Draft::new(wire::DeltaArchiveManifest::default(), io::empty(), 0, 0).unwrap();
+            Draft::of_v1(wire::DeltaArchiveManifest::default(), io::empty(), 0, 0).unwrap();
         let mut payload = Vec::new();
         let written = draft.sign(&[], &mut payload).unwrap();
         assert_eq!(payload, b"CrAU\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\0");
         assert_eq!(written.size, 20);
-        assert_eq!(written.sha256, written.signed_digest);
+        assert_eq!(written.sha256, written.digests.payload);
+        assert_eq!(written.digests.metadata, None);
         assert!(matches!(draft.digest(&[]), Err(MakeError::NoSignatures)));
         assert!(matches!(
-            draft.attach(Vec::new(), &mut payload),
+            draft.attach(Vec::new(), Vec::new(), &mut payload),
             Err(MakeError::NoSignatures)
         ));
     }

@@ -1,46 +1,44 @@
 //! Full payloads: the whole image, and the kernel, as compressed chunks.
 //!
-//! Chunking follows the original generator: 1 MiB of image per operation, bzip2
+//! In version 1 chunking follows the original generator: 1 MiB of image per operation, bzip2
 //! level 9, raw where bzip2 does not pay. One thing differs on purpose: the last
 //! operation of an image or kernel names as many blocks as its data fills. The
 //! original always names 256, which reaches behind the end of the target; readers
 //! have to put up with that, but no reader needs it.
 
-use std::io::{self, Read, Seek, Write};
+mod partitions;
+
+use std::io::{Read, Seek, Write};
 use std::num::NonZeroUsize;
 
 use bzip2::Compression;
 use bzip2::write::BzEncoder;
 use sha2::{Digest, Sha256};
 
-use super::{BLOCK_SIZE, Draft, KERNEL, MakeError, REPLACE, REPLACE_BZ};
-use crate::pipeline;
-use crate::wire;
+use super::chunks::{Chunks, Source};
+use super::scratch::Scratch;
+use super::{BLOCK_SIZE, Draft, KERNEL, MakeError, Profile};
+use crate::operation::number;
+use crate::{pipeline, wire};
 
 /// Bytes of the image per operation: 256 blocks.
 const CHUNK_SIZE: u64 = 1 << 20;
-
-/// Bytes to put into a payload, read once from front to back.
-pub struct Source<'a> {
-    /// The bytes.
-    pub reader: &'a mut dyn Read,
-    /// How many there are.
-    pub size: u64,
-}
 
 /// Compresses `image` and, where there is one, `kernel` into a full payload,
 /// which is then signed or left unsigned through [`Draft`].
 ///
 /// Compressed data goes to `scratch`, which starts empty and belongs to the draft
-/// from then on. Memory is bounded by about 12 MiB for each of `threads`, most of
-/// it bzip2's, whatever the size of the image.
+/// from then on. Memory is bounded, most of it the compressor's: for each of
+/// `threads` about 12 MiB in version 1, 64 MiB in version 2 and 100 MiB in version
+/// 2 of Android, whatever the size of the image.
 ///
 /// # Errors
 /// [`MakeError`]: an image that is empty or not made of whole blocks is refused
-/// before anything is read; compressed data must stay below 4 GiB.
+/// before anything is read; in version 1 compressed data must stay below 4 GiB.
 pub fn full<S: Read + Write + Seek>(
     image: Source<'_>,
     kernel: Option<Source<'_>>,
+    profile: Profile,
     scratch: S,
     threads: NonZeroUsize,
 ) -> Result<Draft<S>, MakeError> {
@@ -51,8 +49,21 @@ pub fn full<S: Read + Write + Seek>(
     if let Some(kernel) = &kernel {
         check_not_empty("kernel", kernel)?;
     }
+    let scratch = Scratch::new(scratch);
+    match profile {
+        Profile::V1 => full_v1(image, kernel, scratch, threads),
+        Profile::V2 | Profile::V2Aosp => {
+            partitions::full_v2(image, kernel, profile, scratch, threads)
+        }
+    }
+}
 
-    let mut blobs = Blobs::new(scratch);
+fn full_v1<S: Read + Write + Seek>(
+    image: Source<'_>,
+    kernel: Option<Source<'_>>,
+    mut blobs: Scratch<S>,
+    threads: NonZeroUsize,
+) -> Result<Draft<S>, MakeError> {
     let mut manifest = wire::DeltaArchiveManifest {
         block_size: Some(BLOCK_SIZE),
         ..Default::default()
@@ -69,7 +80,8 @@ pub fn full<S: Read + Write + Seek>(
             new_info: Some(info),
         });
     }
-    Draft::new(manifest, blobs.scratch, 0, blobs.len)
+    let blobs_len = blobs.len();
+    Draft::of_v1(manifest, blobs.into_file(), 0, blobs_len)
 }
 
 fn check_not_empty(what: &'static str, source: &Source<'_>) -> Result<(), MakeError> {
@@ -83,11 +95,11 @@ fn check_not_empty(what: &'static str, source: &Source<'_>) -> Result<(), MakeEr
 fn replace_all<S: Write>(
     what: &'static str,
     source: Source<'_>,
-    blobs: &mut Blobs<S>,
+    blobs: &mut Scratch<S>,
     threads: NonZeroUsize,
 ) -> Result<(Vec<wire::InstallOperation>, wire::InstallInfo), MakeError> {
     let size = source.size;
-    let mut chunks = Chunks::new(what, source);
+    let mut chunks = Chunks::new(what, source, CHUNK_SIZE);
     let mut operations = Vec::new();
     let mut start_block = 0;
     pipeline::in_order(
@@ -100,12 +112,12 @@ fn replace_all<S: Write>(
                 num_blocks: Some(chunk.blocks),
             };
             start_block += chunk.blocks;
+            check_offset(blobs.len())?;
+            let blob = blobs.append_hashed(&chunk.blob, chunk.sha256)?;
             operations.push(wire::InstallOperation {
                 kind: Some(chunk.kind),
-                data_offset: Some(blobs.append(&chunk.blob)?),
-                data_length: Some(
-                    u32::try_from(chunk.blob.len()).expect("a chunk is 1 MiB at most"),
-                ),
+                data_offset: Some(blob.offset),
+                data_length: Some(blob.length),
                 dst_extents: vec![extent],
                 data_sha256_hash: Some(chunk.sha256.to_vec()),
                 ..Default::default()
@@ -115,57 +127,16 @@ fn replace_all<S: Write>(
     )?;
     let info = wire::InstallInfo {
         size: Some(size),
-        hash: Some(chunks.sha256.finalize().to_vec()),
+        hash: Some(chunks.sha256().to_vec()),
     };
     Ok((operations, info))
 }
 
-/// Cuts a source into chunks and hashes it on the way.
-struct Chunks<'a> {
-    what: &'static str,
-    source: Source<'a>,
-    offset: u64,
-    sha256: Sha256,
-}
-
-impl<'a> Chunks<'a> {
-    fn new(what: &'static str, source: Source<'a>) -> Self {
-        Self {
-            what,
-            source,
-            offset: 0,
-            sha256: Sha256::new(),
-        }
-    }
-
-    fn next(&mut self) -> Result<Option<Vec<u8>>, MakeError> {
-        let left = self.source.size - self.offset;
-        let mut chunk = Vec::new();
-        // At the end, one byte more is asked for, to notice a source that grew.
-        let wanted = left.clamp(1, CHUNK_SIZE);
-        (&mut self.source.reader)
-            .take(wanted)
-            .read_to_end(&mut chunk)
-            .map_err(|source| MakeError::ReadSource {
-                what: self.what,
-                offset: self.offset,
-                source,
-            })?;
-        let read = u64::try_from(chunk.len()).expect("a chunk is 1 MiB at most");
-        if read != left.min(CHUNK_SIZE) {
-            return Err(MakeError::SourceChanged {
-                what: self.what,
-                announced: self.source.size,
-                found: self.offset.saturating_add(read),
-            });
-        }
-        if chunk.is_empty() {
-            return Ok(None);
-        }
-        self.offset += read;
-        self.sha256.update(&chunk);
-        Ok(Some(chunk))
-    }
+/// Offsets have 32 bits.
+fn check_offset(offset: u64) -> Result<(), MakeError> {
+    u32::try_from(offset)
+        .map(|_| ())
+        .map_err(|_| MakeError::TooLarge { offset })
 }
 
 /// A chunk as it goes into the payload.
@@ -186,9 +157,9 @@ fn compress(chunk: Vec<u8>) -> Compressed {
         .and_then(|()| encoder.finish())
         .expect("writing to memory does not fail");
     let (kind, blob) = if packed.len() < chunk.len() {
-        (REPLACE_BZ, packed)
+        (number::REPLACE_BZ, packed)
     } else {
-        (REPLACE, chunk)
+        (number::REPLACE, chunk)
     };
     Compressed {
         kind,
@@ -198,37 +169,10 @@ fn compress(chunk: Vec<u8>) -> Compressed {
     }
 }
 
-/// The blob area as it grows.
-struct Blobs<S> {
-    scratch: S,
-    len: u64,
-}
-
-impl<S: Write> Blobs<S> {
-    fn new(scratch: S) -> Self {
-        Self { scratch, len: 0 }
-    }
-
-    /// Appends a blob and returns its offset.
-    fn append(&mut self, blob: &[u8]) -> Result<u32, MakeError> {
-        let offset =
-            u32::try_from(self.len).map_err(|_| MakeError::TooLarge { offset: self.len })?;
-        self.scratch
-            .write_all(blob)
-            .map_err(|source: io::Error| MakeError::Scratch {
-                operation: "write",
-                offset: self.len,
-                source,
-            })?;
-        self.len += u64::try_from(blob.len()).expect("a blob is 1 MiB at most");
-        Ok(offset)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Cursor;
+    use std::io::{self, Cursor};
 
     const BLOCK: usize = 4096;
     const MIB: usize = 1 << 20;
@@ -248,6 +192,7 @@ mod tests {
         full(
             source(&mut image_reader, image),
             kernel.map(|kernel| source(&mut kernel_reader, kernel)),
+            Profile::V1,
             Cursor::new(Vec::new()),
             NonZeroUsize::new(threads).unwrap(),
         )?
@@ -321,7 +266,7 @@ mod tests {
             .iter()
             .map(|op| op.kind())
             .collect();
-        assert_eq!(kinds, [REPLACE, REPLACE_BZ]);
+        assert_eq!(kinds, [number::REPLACE, number::REPLACE_BZ]);
         assert_eq!(manifest.partition_operations[0].data_length, Some(1 << 20));
     }
 
@@ -382,6 +327,7 @@ mod tests {
                     size: 2 << 20,
                 },
                 None,
+                Profile::V1,
                 Cursor::new(Vec::new()),
                 NonZeroUsize::MIN,
             )
@@ -396,17 +342,13 @@ mod tests {
     #[test]
     fn blob_offsets_behind_four_gibibytes_are_refused() {
         let last = u64::from(u32::MAX);
-        let mut blobs = Blobs {
-            scratch: io::sink(),
-            len: last,
-        };
-        assert_eq!(blobs.append(&[0; 10]).unwrap(), u32::MAX);
+        assert!(check_offset(last).is_ok());
         assert!(matches!(
-            blobs.append(&[0]),
-            Err(MakeError::TooLarge { offset }) if offset == last + 10
+            check_offset(last + 1),
+            Err(MakeError::TooLarge { offset }) if offset == last + 1
         ));
         assert!(matches!(
-            Draft::new(
+            Draft::of_v1(
                 wire::DeltaArchiveManifest::default(),
                 io::empty(),
                 0,
@@ -433,12 +375,12 @@ mod tests {
                 Ok(n)
             }
         }
-        struct Scratch<'a> {
+        struct Counting<'a> {
             read: &'a Cell<usize>,
             written: usize,
             ahead: &'a Cell<usize>,
         }
-        impl Write for Scratch<'_> {
+        impl Write for Counting<'_> {
             fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
                 self.ahead
                     .set(self.ahead.get().max(self.read.get() - self.written));
@@ -449,12 +391,12 @@ mod tests {
                 Ok(())
             }
         }
-        impl Read for Scratch<'_> {
+        impl Read for Counting<'_> {
             fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
                 Ok(0)
             }
         }
-        impl Seek for Scratch<'_> {
+        impl Seek for Counting<'_> {
             fn seek(&mut self, _: io::SeekFrom) -> io::Result<u64> {
                 Ok(0)
             }
@@ -472,7 +414,8 @@ mod tests {
                 size: 9 << 20,
             },
             None,
-            Scratch {
+            Profile::V1,
+            Counting {
                 read: &read,
                 written: 0,
                 ahead: &ahead,

@@ -99,7 +99,7 @@ fn nothing_is_written_for_a_payload_or_a_source_that_is_refused() {
         ),
         (
             "--public-key key.pub.pem --target t.img delta.payload",
-            "give the old partition that it was made from with --source",
+            "give the old partition that it was made from with --old",
         ),
         (
             "--public-key key.pub.pem --source new.img --target t.img delta.payload",
@@ -113,7 +113,7 @@ fn nothing_is_written_for_a_payload_or_a_source_that_is_refused() {
         (
             "--public-key key.pub.pem --source old.img --target t.img --target-kernel t.kernel \
              delta.payload",
-            "with --source-kernel",
+            "with --old-kernel",
         ),
         (
             "--public-key key.pub.pem --target t.img --target-kernel t.kernel \

@@ -1,6 +1,8 @@
 //! Feeds a payload to the parser as a download would and applies what comes out.
 
-use payload::{Event, Limits, Manifest, PayloadError, PayloadStream, PendingOperation, Target};
+use payload::{
+    Event, Image, Limits, Manifest, PayloadError, PayloadStream, PendingOperation, Target,
+};
 use payload::{Trust, Verified, apply, decode};
 
 use crate::image::MemoryImage;
@@ -9,6 +11,8 @@ use crate::image::MemoryImage;
 pub(crate) struct Machine {
     pub(crate) partition: MemoryImage,
     pub(crate) kernel: MemoryImage,
+    /// What deltas of version 2 read, whatever their target.
+    pub(crate) old: Option<MemoryImage>,
 }
 
 impl Machine {
@@ -19,7 +23,12 @@ impl Machine {
         Self {
             partition: MemoryImage::new(partition.to_vec()),
             kernel: MemoryImage::new(kernel),
+            old: None,
         }
+    }
+
+    fn old(&self) -> Option<&dyn Image> {
+        self.old.as_ref().map(|old| old as &dyn Image)
     }
 
     pub(crate) fn run(
@@ -30,10 +39,10 @@ impl Machine {
         let image = match pending.target {
             Target::Partition => &self.partition,
             Target::Kernel => &self.kernel,
-            Target::PcrPolicy | Target::Unknown(_) => return Ok(()),
+            Target::PcrPolicy | Target::Unknown(_) | Target::Named(_) => return Ok(()),
         };
-        let decoded = decode(&pending.operation, pending.data)?;
-        apply(&pending.operation, block_size, decoded, image)
+        let decoded = decode(&pending.operation, pending.data, self.old())?;
+        apply(&pending.operation, block_size, decoded, image, self.old())
     }
 
     pub(crate) fn holds(&self, manifest: &Manifest) -> bool {
@@ -74,15 +83,15 @@ pub(crate) fn install(
     trust: &Trust,
     machine: &Machine,
 ) -> Result<Verified, PayloadError> {
-    let mut stream = PayloadStream::new(Limits::default());
+    let mut stream = PayloadStream::new(Limits::default(), trust);
     feed(&mut stream, payload, chunk, machine)?;
-    stream.finish(trust)
+    stream.finish()
 }
 
 /// Checks without applying.
 pub(crate) fn check(payload: &[u8], trust: &Trust) -> Result<Verified, PayloadError> {
-    let mut stream = PayloadStream::new(Limits::default());
+    let mut stream = PayloadStream::new(Limits::default(), trust);
     stream.push(payload);
     while stream.next_event()?.is_some() {}
-    stream.finish(trust)
+    stream.finish()
 }

@@ -134,7 +134,15 @@ fn hostile_manifests_are_refused_with_the_place() {
         ),
         (
             with_operation(operation(4)),
-            "manifest: partition_operations[0]: unknown operation type 4",
+            "manifest: partition_operations[0]: SOURCE_COPY belongs to version 2",
+        ),
+        (
+            with_operation(operation(14)),
+            "manifest: partition_operations[0]: unknown operation type 14",
+        ),
+        (
+            with_operation(operation(10)),
+            "manifest: partition_operations[0]: operation type 10 (BROTLI_BSDIFF) is not supported",
         ),
         (
             with_operation(operation(u64::MAX)),
@@ -286,7 +294,7 @@ fn ceilings_hold_before_anything_is_allocated() {
         ..Limits::default()
     };
     let error = |manifest: Message| {
-        let mut stream = PayloadStream::new(limits);
+        let mut stream = PayloadStream::new(limits, &unsigned());
         stream.push(&file(&manifest, &[]));
         stream.next_event().unwrap_err().to_string()
     };
@@ -324,7 +332,7 @@ fn ceilings_hold_before_anything_is_allocated() {
     ] {
         assert_eq!(error(manifest), expected);
     }
-    let mut stream = PayloadStream::new(Limits::default());
+    let mut stream = PayloadStream::new(Limits::default(), &unsigned());
     stream.push(&header(1, u64::MAX));
     assert!(matches!(
         stream.next_event(),
@@ -369,18 +377,18 @@ fn malformed_signature_messages_are_refused() {
 #[test]
 fn another_file_behind_the_address_is_told_by_its_first_bytes() {
     for start in ["<", "<html>", "CrAX", "\u{1f}\u{8b}"] {
-        let mut stream = PayloadStream::new(Limits::default());
+        let mut stream = PayloadStream::new(Limits::default(), &unsigned());
         stream.push(start.as_bytes());
         assert!(
             matches!(stream.next_event(), Err(PayloadError::BadMagic { .. })),
             "{start}"
         );
     }
-    let mut stream = PayloadStream::new(Limits::default());
-    stream.push(&header(2, 10));
+    let mut stream = PayloadStream::new(Limits::default(), &unsigned());
+    stream.push(&header(3, 10));
     assert!(matches!(
         stream.next_event(),
-        Err(PayloadError::UnsupportedVersion { version: 2 })
+        Err(PayloadError::UnsupportedVersion { version: 3 })
     ));
 }
 
@@ -456,7 +464,7 @@ fn data_with_a_wrong_hash_is_never_handed_out() {
         .metadata_size;
     let position = usize::try_from(metadata).unwrap() + 520;
     payload[position] ^= 1;
-    let mut stream = PayloadStream::new(Limits::default());
+    let mut stream = PayloadStream::new(Limits::default(), &unsigned());
     stream.push(&payload);
     let mut handed_out = Vec::new();
     let error = loop {

@@ -17,7 +17,7 @@ fn resume_everywhere(payload: &[u8], trust: &Trust, machine: impl Fn() -> Machin
     let mut boundaries = 0;
     loop {
         let machine = machine();
-        let mut stream = PayloadStream::new(Limits::default());
+        let mut stream = PayloadStream::new(Limits::default(), trust);
         stream.push(payload);
         let Some(Event::Metadata { manifest, raw }) = stream.next_event().unwrap() else {
             panic!("a payload begins with its metadata");
@@ -40,13 +40,13 @@ fn resume_everywhere(payload: &[u8], trust: &Trust, machine: impl Fn() -> Machin
             size: payload.len().try_into().unwrap(),
             sha256: Sha256::digest(payload).into(),
         };
-        let resumed = PayloadStream::resume(Limits::default(), &point, &raw).unwrap();
+        let resumed = PayloadStream::resume(Limits::default(), trust, &point, &raw).unwrap();
         let mut resumed = resumed.expect(announced).unwrap();
         assert_eq!(resumed.received(), point.offset());
         assert_eq!(resumed.manifest(), Some(&manifest));
         let rest = &payload[usize::try_from(point.offset()).unwrap()..];
         feed(&mut resumed, rest, 1000, &machine).unwrap();
-        let verified = resumed.finish(trust).unwrap();
+        let verified = resumed.finish().unwrap();
         assert_eq!(verified.sha256(), &announced.sha256);
         assert!(
             machine.holds(verified.manifest()),
@@ -65,17 +65,20 @@ fn resuming_after_any_operation_gives_the_same_result() {
         Machine::new(&original("old.img"), &original("kernel-old"), kernel)
     });
     let (payload, old) = small();
-    let own_trust = Trust::new(vec![RSA_2048.public()], 1).unwrap();
-    let own = resume_everywhere(&payload.signed(&[RSA_2048]), &own_trust, || {
+    let own = resume_everywhere(&payload.signed(&[RSA_2048]), &own_trust(), || {
         Machine::new(&old, &[], 1024)
     });
     assert_eq!((full, delta, own), (9, 18, 6));
 }
 
+fn own_trust() -> Trust {
+    Trust::new(vec![RSA_2048.public()], 1).unwrap()
+}
+
 /// The point after the first operation of the small payload, its payload and metadata.
 fn first_point() -> (ResumePoint, Vec<u8>, Vec<u8>) {
     let payload = small().0.signed(&[RSA_2048]);
-    let mut stream = PayloadStream::new(Limits::default());
+    let mut stream = PayloadStream::new(Limits::default(), &own_trust());
     stream.push(&payload);
     let Some(Event::Metadata { raw, .. }) = stream.next_event().unwrap() else {
         panic!()
@@ -88,6 +91,7 @@ fn first_point() -> (ResumePoint, Vec<u8>, Vec<u8>) {
 
 #[test]
 fn a_point_of_another_payload_or_program_is_refused() {
+    let trust = own_trust();
     let (point, payload, metadata) = first_point();
     let text = serde_json::to_string(&point).unwrap();
     let with = |from: &str, to: &str| {
@@ -131,7 +135,7 @@ fn a_point_of_another_payload_or_program_is_refused() {
         (with(state, ""), &metadata, "its hash state is damaged"),
     ];
     for (point, metadata, expected) in cases {
-        let error = PayloadStream::resume(Limits::default(), &point, metadata).unwrap_err();
+        let error = PayloadStream::resume(Limits::default(), &trust, &point, metadata).unwrap_err();
         assert_eq!(error.to_string(), format!("cannot resume: {expected}"));
     }
     for damaged in [
@@ -144,12 +148,11 @@ fn a_point_of_another_payload_or_program_is_refused() {
 
     // A point that is well-formed but wrong is caught by the signature.
     let wrong = with(state, &state.chars().rev().collect::<String>());
-    let mut stream = PayloadStream::resume(Limits::default(), &wrong, &metadata).unwrap();
+    let mut stream = PayloadStream::resume(Limits::default(), &trust, &wrong, &metadata).unwrap();
     stream.push(&payload[usize::try_from(wrong.offset()).unwrap()..]);
     while stream.next_event().unwrap().is_some() {}
-    let trust = Trust::new(vec![RSA_2048.public()], 1).unwrap();
     assert!(matches!(
-        stream.finish(&trust),
+        stream.finish(),
         Err(PayloadError::SignatureRefused { .. })
     ));
 }
@@ -177,17 +180,17 @@ fn version_1_of_the_stored_form_stays_as_it_is() {
 fn what_was_announced_is_demanded() {
     let (payload, old) = small();
     let payload = payload.signed(&[RSA_2048]);
-    let trust = Trust::new(vec![RSA_2048.public()], 1).unwrap();
+    let trust = own_trust();
     let good = Announced {
         size: payload.len().try_into().unwrap(),
         sha256: Sha256::digest(&payload).into(),
     };
     let run = |announced: Announced| {
         let machine = Machine::new(&old, &[], 1024);
-        let mut stream = PayloadStream::new(Limits::default()).expect(announced)?;
+        let mut stream = PayloadStream::new(Limits::default(), &trust).expect(announced)?;
         let fed = feed(&mut stream, &payload, 64, &machine);
         let written = machine.partition.was_written();
-        fed.and_then(|()| stream.finish(&trust)).map_err(|error| {
+        fed.and_then(|()| stream.finish()).map_err(|error| {
             assert_eq!(written, !matches!(error, PayloadError::SizeMismatch { .. }));
             error
         })
@@ -211,16 +214,16 @@ fn what_was_announced_is_demanded() {
 
 #[test]
 fn a_stream_is_not_finished_before_its_operations_were_taken() {
-    let trust = Trust::new(vec![RSA_2048.public()], 1).unwrap();
+    let trust = own_trust();
     let payload = small().0.signed(&[RSA_2048]);
-    let mut stream = PayloadStream::new(Limits::default());
+    let mut stream = PayloadStream::new(Limits::default(), &trust);
     stream.push(&payload);
     assert!(matches!(
-        stream.finish(&trust),
+        stream.finish(),
         Err(PayloadError::Unfinished { .. })
     ));
 
-    let mut stream = PayloadStream::new(Limits::default());
+    let mut stream = PayloadStream::new(Limits::default(), &trust);
     stream.push(b"no payload");
     assert!(matches!(
         stream.next_event(),
@@ -231,16 +234,16 @@ fn a_stream_is_not_finished_before_its_operations_were_taken() {
         Err(PayloadError::Unfinished { .. })
     ));
     assert!(matches!(
-        stream.finish(&trust),
+        stream.finish(),
         Err(PayloadError::Unfinished { .. })
     ));
 
-    let mut stream = PayloadStream::new(Limits::default());
+    let mut stream = PayloadStream::new(Limits::default(), &trust);
     stream.push(&payload[..payload.len() - 1]);
     while stream.next_event().unwrap().is_some() {}
     let size = payload.len();
     assert_eq!(
-        stream.finish(&trust).unwrap_err().to_string(),
+        stream.finish().unwrap_err().to_string(),
         format!(
             "the payload ends after {} bytes, {size} were expected",
             size - 1

@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io::Cursor;
 
 use payload::{
-    Extent, OperationKind, PayloadError, Target, Targets, Trust, apply_payload, verify_payload,
+    Extent, OperationKind, PayloadError, Sources, Target, Targets, Trust, apply_payload,
+    verify_payload,
 };
 use sha2::{Digest, Sha256};
 
@@ -141,8 +142,8 @@ fn the_manifest_of_the_delta_says_what_the_generator_meant() {
     assert_eq!(manifest.block_size, 4096);
     assert_eq!(manifest.metadata_size, 20 + 1306);
     let operations: Vec<_> = manifest.operations().collect();
-    let (target, first) = operations[0];
-    assert_eq!(target, Target::Partition);
+    let (target, first) = &operations[0];
+    assert_eq!(*target, Target::Partition);
     assert_eq!(first.name(), "BSDIFF");
     assert!(!first.is_idempotent());
     assert_eq!(
@@ -172,11 +173,11 @@ fn the_manifest_of_the_delta_says_what_the_generator_meant() {
     );
     let (target, last) = operations.last().unwrap();
     assert_eq!(
-        (*target, last.index),
+        (target.clone(), last.index),
         (Target::Kernel, operations.len() - 1)
     );
-    assert_eq!(manifest.part(Target::Kernel).unwrap().new.size, 324_234);
-    assert!(manifest.part(Target::PcrPolicy).is_none());
+    assert_eq!(manifest.part(&Target::Kernel).unwrap().new.size, 324_234);
+    assert!(manifest.part(&Target::PcrPolicy).is_none());
 }
 
 #[test]
@@ -203,7 +204,14 @@ fn files_are_applied_and_the_kernel_is_cut_to_its_size() {
         let mut done = 0;
         let mut payload = Cursor::new(original(payload));
         let verified = verify_payload(&mut payload, &trust(), &mut |_| ()).unwrap();
-        apply_payload(&mut payload, &verified, &targets, &mut |now| done = now).unwrap();
+        apply_payload(
+            &mut payload,
+            &verified,
+            &targets,
+            &Sources::default(),
+            &mut |now| done = now,
+        )
+        .unwrap();
         let image = std::fs::read(image_path).unwrap();
         assert_eq!(sha256(&image[..SIZE]), listed("new.img"));
         assert_eq!(
@@ -233,7 +241,15 @@ fn nothing_of_a_file_is_written_before_its_signature_is_good() {
         };
         let mut payload = Cursor::new(original(payload));
         let error = verify_payload(&mut payload, trust, &mut |_| ())
-            .and_then(|verified| apply_payload(&mut payload, &verified, &targets, &mut |_| ()))
+            .and_then(|verified| {
+                apply_payload(
+                    &mut payload,
+                    &verified,
+                    &targets,
+                    &Sources::default(),
+                    &mut |_| (),
+                )
+            })
             .unwrap_err();
         assert!(!machine.partition.was_written());
         assert_eq!(std::fs::read(&kernel_path).unwrap(), b"old");
@@ -288,7 +304,14 @@ fn a_file_that_changes_after_its_verification_is_refused() {
             pcr_policy: None,
         };
         let mut payload = Cursor::new(payload);
-        let error = apply_payload(&mut payload, &verified, &targets, &mut |_| ()).unwrap_err();
+        let error = apply_payload(
+            &mut payload,
+            &verified,
+            &targets,
+            &Sources::default(),
+            &mut |_| (),
+        )
+        .unwrap_err();
         (error, machine.partition.was_written())
     };
     let (error, written) = apply(original("unsigned.payload"));
@@ -363,7 +386,14 @@ fn a_pcr_policy_is_written_beside_and_a_later_procedure_is_skipped() {
     let mut payload = Cursor::new(payload.unsigned());
     let trust = Trust::allow_unsigned(vec![]);
     let verified = verify_payload(&mut payload, &trust, &mut |_| ()).unwrap();
-    apply_payload(&mut payload, &verified, &targets, &mut |_| ()).unwrap();
+    apply_payload(
+        &mut payload,
+        &verified,
+        &targets,
+        &Sources::default(),
+        &mut |_| (),
+    )
+    .unwrap();
     assert_eq!(image.bytes(), new);
     assert_eq!(std::fs::read(folder.path().join("kernel")).unwrap(), kernel);
     assert_eq!(std::fs::read(folder.path().join("policy")).unwrap(), policy);

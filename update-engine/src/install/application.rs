@@ -10,8 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use gptprio::BlockDevice;
 use payload::{
-    Announced, Decoded, Event, ImageInfo, Limits, Manifest, Operation, Part, PayloadStream, Target,
-    Verified,
+    Announced, Event, Image, ImageInfo, Limits, Manifest, Part, PayloadStream, Target, Verified,
 };
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
@@ -41,10 +40,20 @@ pub(super) struct Application {
     stream: PayloadStream,
     position: u64,
     decoders: Decoders,
+    /// What a delta of version 2 reads.
+    old: OldImages,
     checkpoints: Checkpoints,
     sink: Option<Sink>,
     committed: u64,
     lock: UpdateLock,
+}
+
+/// The running system, open for reading alone. Empty unless a payload reads it
+/// while the target is written.
+#[derive(Default)]
+struct OldImages {
+    partition: Option<Arc<dyn Image>>,
+    kernel: Option<Arc<dyn Image>>,
 }
 
 /// The targets of the operations, open for writing.
@@ -116,7 +125,7 @@ impl Application {
         };
         let resumed = match checkpoints.find()? {
             Some(Found { resume, metadata }) => {
-                match PayloadStream::resume(Limits::default(), &resume, &metadata) {
+                match PayloadStream::resume(Limits::default(), &plan.trust, &resume, &metadata) {
                     Ok(stream) => Some((stream.expect(announced)?, resume.offset())),
                     Err(error) => {
                         tracing::warn!(%error, "the checkpoint does not fit, starting over");
@@ -128,7 +137,10 @@ impl Application {
         };
         let (stream, position) = match resumed {
             Some(resumed) => resumed,
-            None => (PayloadStream::new(Limits::default()).expect(announced)?, 0),
+            None => {
+                let stream = PayloadStream::new(Limits::default(), &plan.trust);
+                (stream.expect(announced)?, 0)
+            }
         };
         let mut application = Self {
             plan,
@@ -136,6 +148,7 @@ impl Application {
             stream,
             position,
             decoders: Decoders::new(workers()),
+            old: OldImages::default(),
             checkpoints,
             sink: None,
             committed: position,
@@ -147,6 +160,7 @@ impl Application {
             if let Some(manifest) = manifest {
                 application.check_room(&manifest)?;
                 application.mark_target_unbootable()?;
+                application.old = application.open_old_images(&manifest)?;
                 application.sink = Some(application.open_sink(&manifest)?);
             }
         }
@@ -175,7 +189,8 @@ impl Application {
                 match event {
                     Event::Metadata { manifest, raw } => self.begin(&manifest, &raw)?,
                     Event::Operation(pending) => {
-                        if let Some(ready) = self.decoders.push(pending)? {
+                        let old = self.old.of(&pending.target);
+                        if let Some(ready) = self.decoders.push(pending, old)? {
                             self.apply(ready)?;
                         }
                     }
@@ -196,6 +211,7 @@ impl Application {
         // Before the target changes: a record of another payload must not be found
         // when that one is offered again.
         self.checkpoints.begin(raw)?;
+        self.old = self.open_old_images(manifest)?;
         let sink = self.open_sink(manifest)?;
         self.copy_old_images(manifest, &sink)?;
         self.sink = Some(sink);
@@ -213,7 +229,7 @@ impl Application {
                 available: target.size,
             });
         }
-        if let Some(policy) = manifest.part(Target::PcrPolicy)
+        if let Some(policy) = manifest.part(&Target::PcrPolicy)
             && policy.new.size > PCR_POLICY_LIMIT
         {
             return Err(UpdateError::TooSmall {
@@ -249,16 +265,46 @@ impl Application {
         };
         Ok(Sink {
             partition,
-            kernel: open(manifest.part(Target::Kernel), &files.target_kernel)?,
-            pcr_policy: open(manifest.part(Target::PcrPolicy), &files.target_pcr_policy)?,
+            kernel: open(manifest.part(&Target::Kernel), &files.target_kernel)?,
+            pcr_policy: open(manifest.part(&Target::PcrPolicy), &files.target_pcr_policy)?,
             block_size: manifest.block_size,
-            repeatable: !manifest.is_delta(),
+            repeatable: !manifest.is_in_place(),
+        })
+    }
+
+    /// A version 2 delta reads the running system where it is. Each operation checks
+    /// what it reads, so nothing is compared in advance.
+    fn open_old_images(&self, manifest: &Manifest) -> Result<OldImages, UpdateError> {
+        if manifest.is_in_place() || !manifest.is_delta() {
+            return Ok(OldImages::default());
+        }
+        let source = &self.plan.slots.source;
+        let partition = self
+            .surroundings
+            .slots
+            .open_source(source)
+            .map_err(|error| device_error("open the running slot", source, error))?;
+        let has_old = |part: &Part| part.old.is_some();
+        let kernel = if manifest.part(&Target::Kernel).is_some_and(has_old) {
+            let path = &self.plan.files.source_kernel;
+            let file = File::open(path)
+                .map_err(|error| file_error("open the running kernel", path, error))?;
+            Some(Arc::new(file) as Arc<dyn Image>)
+        } else {
+            None
+        };
+        Ok(OldImages {
+            partition: Some(Arc::new(SlotImage(partition))),
+            kernel,
         })
     }
 
     /// A version 1 delta patches in place, so the target first gets what the
     /// delta was made from. Full payloads copy nothing.
     fn copy_old_images(&self, manifest: &Manifest, sink: &Sink) -> Result<(), UpdateError> {
+        if !manifest.is_in_place() {
+            return Ok(());
+        }
         if let Some(old) = manifest.partition.old {
             let source = &self.plan.slots.source;
             let device = self
@@ -284,7 +330,7 @@ impl Application {
             })?;
             same_source("USR partition", &old, hash)?;
         }
-        let kernel = manifest.part(Target::Kernel).and_then(|part| part.old);
+        let kernel = manifest.part(&Target::Kernel).and_then(|part| part.old);
         if let (Some(old), Some(target)) = (kernel, &sink.kernel) {
             let path = &self.plan.files.source_kernel;
             let copy = || {
@@ -316,22 +362,33 @@ impl Application {
             target,
             operation,
             decoded,
+            old,
             resume,
         } = ready;
+        let (block_size, old) = (sink.block_size, old.as_deref());
+        let apply_to_file = |part: Option<&PartFile>, decoded| match part {
+            Some(part) => Ok(payload::apply(
+                &operation, block_size, decoded, &part.file, old,
+            )?),
+            None => Err(UpdateError::Internal(
+                "an operation has no file to work on".to_owned(),
+            )),
+        };
         if !sink.repeatable && !operation.is_idempotent() {
             self.checkpoints.invalidate()?;
         }
         match target {
             Target::Partition => {
                 let image = SlotImage(Arc::clone(&sink.partition));
-                payload::apply(&operation, sink.block_size, decoded, &image)?;
+                payload::apply(&operation, block_size, decoded, &image, old)?;
             }
-            Target::Kernel => sink.apply_to_file(sink.kernel.as_ref(), &operation, decoded)?,
-            Target::PcrPolicy => {
-                sink.apply_to_file(sink.pcr_policy.as_ref(), &operation, decoded)?;
-            }
+            Target::Kernel => apply_to_file(sink.kernel.as_ref(), decoded)?,
+            Target::PcrPolicy => apply_to_file(sink.pcr_policy.as_ref(), decoded)?,
             Target::Unknown(kind) => {
                 tracing::debug!(kind, "an operation of an unknown procedure is skipped");
+            }
+            Target::Named(name) => {
+                tracing::debug!(%name, "an operation on an unknown partition is skipped");
             }
         }
         self.checkpoints.record(&resume)?;
@@ -373,7 +430,7 @@ impl Application {
             lock,
             ..
         } = self;
-        let verified = match stream.finish(&plan.trust) {
+        let verified = match stream.finish() {
             Ok(verified) => verified,
             Err(error) => {
                 checkpoints.clear()?;
@@ -393,26 +450,17 @@ impl Application {
     }
 }
 
-impl Sink {
-    fn apply_to_file(
-        &self,
-        part: Option<&PartFile>,
-        operation: &Operation,
-        decoded: Decoded,
-    ) -> Result<(), UpdateError> {
-        match part {
-            Some(part) => Ok(payload::apply(
-                operation,
-                self.block_size,
-                decoded,
-                &part.file,
-            )?),
-            None => Err(UpdateError::Internal(
-                "an operation has no file to work on".to_owned(),
-            )),
+impl OldImages {
+    fn of(&self, target: &Target) -> Option<Arc<dyn Image>> {
+        match target {
+            Target::Partition => self.partition.clone(),
+            Target::Kernel => self.kernel.clone(),
+            Target::PcrPolicy | Target::Unknown(_) | Target::Named(_) => None,
         }
     }
+}
 
+impl Sink {
     fn sync(&self) -> Result<(), UpdateError> {
         self.partition.sync().map_err(|error| UpdateError::Device {
             operation: "sync",
@@ -516,10 +564,10 @@ fn compare(
     )
     .map_err(|error| device_error("read back", target, error))?;
     same_result(Artefact::Image, &target.to_string(), &new, hash)?;
-    if let (Some(file), Some(part)) = (&sink.kernel, manifest.part(Target::Kernel)) {
+    if let (Some(file), Some(part)) = (&sink.kernel, manifest.part(&Target::Kernel)) {
         file.settle(&part.new, Artefact::Kernel)?;
     }
-    if let (Some(file), Some(part)) = (&sink.pcr_policy, manifest.part(Target::PcrPolicy)) {
+    if let (Some(file), Some(part)) = (&sink.pcr_policy, manifest.part(&Target::PcrPolicy)) {
         file.settle(&part.new, Artefact::PcrPolicy)?;
         if let Some(server) = &plan.pcr_policy_server {
             let content = fs::read(&file.path)

@@ -1,21 +1,23 @@
 //! Decompression on all cores, results in the order of the operations.
 //!
-//! bzip2 is by far the slowest step of a full update. Decoding depends on an
-//! operation's own data alone, so several operations decode side by side while
-//! the writes keep their order.
+//! Decompressing or patching is by far the slowest step of an update. It depends on
+//! an operation's own data and on the old image alone, which nobody writes, so
+//! several operations decode side by side while the writes keep their order.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use payload::{Decoded, Operation, PayloadError, PendingOperation, ResumePoint, Target};
+use payload::{Decoded, Image, Operation, PayloadError, PendingOperation, ResumePoint, Target};
 
 /// An operation whose data is decoded.
 pub(super) struct Ready {
     pub(super) target: Target,
     pub(super) operation: Arc<Operation>,
     pub(super) decoded: Decoded,
+    /// What the operation reads, for what is too large to be read before it is written.
+    pub(super) old: Option<Arc<dyn Image>>,
     pub(super) resume: ResumePoint,
 }
 
@@ -23,6 +25,7 @@ type Outcome = Result<Ready, PayloadError>;
 
 struct Job {
     pending: PendingOperation,
+    old: Option<Arc<dyn Image>>,
     answer: SyncSender<Outcome>,
 }
 
@@ -54,11 +57,12 @@ impl Decoders {
         }
     }
 
-    /// Hands an operation in. When the window is full, gives the oldest one back,
+    /// Hands an operation in, with the old image that it may read. When the window is full, gives the oldest one back,
     /// which the caller must apply next.
     pub(super) fn push(
         &mut self,
         pending: PendingOperation,
+        old: Option<Arc<dyn Image>>,
     ) -> Result<Option<Ready>, PayloadError> {
         let oldest = if self.window.len() >= self.depth {
             self.pop()?
@@ -68,8 +72,12 @@ impl Decoders {
         let (answer, receiver) = sync_channel(1);
         self.window.push_back(receiver);
         if let Some(jobs) = &self.jobs {
-            jobs.send(Job { pending, answer })
-                .expect("workers end only after the queue is closed");
+            jobs.send(Job {
+                pending,
+                old,
+                answer,
+            })
+            .expect("workers end only after the queue is closed");
         }
         Ok(oldest)
     }
@@ -102,7 +110,12 @@ fn work(queue: &Mutex<Receiver<Job>>) {
             Ok(queue) => queue.recv(),
             Err(_) => return,
         };
-        let Ok(Job { pending, answer }) = job else {
+        let Ok(Job {
+            pending,
+            old,
+            answer,
+        }) = job
+        else {
             return;
         };
         let PendingOperation {
@@ -112,10 +125,12 @@ fn work(queue: &Mutex<Receiver<Job>>) {
             resume,
             ..
         } = pending;
-        let outcome = payload::decode(&operation, data).map(|decoded| Ready {
+        let decoded = payload::decode(&operation, data, old.as_deref());
+        let outcome = decoded.map(|decoded| Ready {
             target,
             operation,
             decoded,
+            old,
             resume,
         });
         // Nobody waits any more when the installation was given up.

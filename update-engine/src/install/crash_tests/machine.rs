@@ -13,7 +13,7 @@ use futures_util::future::BoxFuture;
 use gptprio::testing::{FakeDisk, Layout};
 use gptprio::{Attributes, BlockDevice, DeviceError, Gpt, Region, USR_TYPE, select};
 use omaha_protocol::Event as OmahaEvent;
-use payload::make::{PrivateKey, Source};
+use payload::make::{PrivateKey, Profile, Source};
 use payload::{Event, Limits, PayloadStream, PublicKey, Trust};
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
@@ -329,6 +329,7 @@ impl Release {
                 size: size(reader),
                 reader,
             }),
+            Profile::V1,
             std::io::Cursor::new(Vec::new()),
             std::num::NonZeroUsize::MIN,
         )
@@ -377,7 +378,7 @@ impl Release {
 
     /// Where header and manifest end, and where each operation's data ends.
     pub(super) fn ends(&self) -> (usize, Vec<u64>) {
-        let mut stream = PayloadStream::new(Limits::default());
+        let mut stream = PayloadStream::new(Limits::default(), &Trust::allow_unsigned(Vec::new()));
         stream.push(&self.payload);
         let (mut metadata, mut operations) = (0, Vec::new());
         while let Some(event) = stream.next_event().unwrap() {
