@@ -33,8 +33,17 @@ pub(crate) struct Attach {
     #[arg(value_name = "IN")]
     input: PathBuf,
     /// A raw signature. Give it again for more signatures.
-    #[arg(long, value_name = "FILE", required = true)]
+    #[arg(
+        long,
+        alias = "payload-signature",
+        value_name = "FILE",
+        required = true
+    )]
     signature: Vec<PathBuf>,
+    /// A raw signature of the metadata's digest, which format version 2 needs from
+    /// every key, in the order of the others.
+    #[arg(long, value_name = "FILE")]
+    metadata_signature: Vec<PathBuf>,
     /// The signed payload. Appears only when it is complete.
     #[arg(value_name = "OUT")]
     out: PathBuf,
@@ -42,19 +51,20 @@ pub(crate) struct Attach {
 
 impl Attach {
     pub(crate) fn run(self) -> Result<()> {
-        let signatures: Vec<_> = self
-            .signature
-            .iter()
-            .map(|path| read_signature(path))
-            .collect::<Result<_>>()?;
-        let count = signatures.len();
+        let read = |paths: &[PathBuf]| {
+            let signatures = paths.iter().map(|path| read_signature(path));
+            signatures.collect::<Result<Vec<_>>>()
+        };
+        let signatures = read(&self.signature)?;
+        let of_metadata = read(&self.metadata_signature)?;
+        let count = signatures.len() + of_metadata.len();
         let (input, size) = files::open(&self.input)?;
         let bar = progress("attach", size);
         let context = || format!("attach signatures to {}", self.input.display());
         let mut draft = Draft::read(bar.wrap_read(input)).with_context(context)?;
         let mut output = Output::create(&self.out)?;
         draft
-            .attach(signatures, Vec::new(), output.file())
+            .attach(signatures, of_metadata, output.file())
             .with_context(context)?;
         output.commit()?;
         bar.finish_and_clear();

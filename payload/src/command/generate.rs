@@ -1,18 +1,21 @@
-//! `payload generate`: an image becomes a full payload.
+//! `payload generate`: an image becomes a payload.
+
+mod facts;
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
-use clap::Args;
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
 use indicatif::HumanBytes;
-use payload::make::{self, Source};
+use payload::make::{self, Profile, Source};
 use payload::pipeline;
 
 use crate::files::{self, Output};
 use crate::keys;
 use crate::talk::{progress, say, signed_by};
+use facts::Facts;
 
-/// Make a full payload out of an image.
+/// Make a payload out of an image.
 ///
 /// The image may hold any filesystem; its size must be a multiple of 4096 bytes.
 /// All cores compress. The same input gives the same file, byte for byte. Beside
@@ -28,7 +31,12 @@ Examples:
   # The key is elsewhere: make it unsigned, see `payload help hash`.
   payload generate --new usr.img --out unsigned.payload
 
-Clients of the original (CoreOS, Flatcar) know RSA only and look at the first RSA signature.")]
+  # Format version 2, which tells what release it is and until when it is good.
+  payload generate --new usr.img --board amd64-usr --release-version 4230.1.0 \\
+      --expires $(date -d '+90 days' +%s) --private-key release.pem --out update.payload
+
+Clients of the original (CoreOS, Flatcar) know format version 1 and RSA only and look at the
+first RSA signature.")]
 pub(crate) struct Generate {
     /// Image of the new system, a file or a block device.
     #[arg(long, value_name = "IMG")]
@@ -36,6 +44,17 @@ pub(crate) struct Generate {
     /// Kernel that belongs to it; may have any size.
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
+    /// Image of the system to update from: make a delta, which updates that one alone.
+    #[arg(long, value_name = "IMG")]
+    old: Option<PathBuf>,
+    /// Kernel of the system to update from.
+    #[arg(long, value_name = "FILE", requires = "old", requires = "kernel")]
+    old_kernel: Option<PathBuf>,
+    /// Format of the payload: v1 unless --old or a fact about the release asks for v2.
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+    #[command(flatten)]
+    facts: Facts,
     /// RSA or Ed25519 key to sign with, unencrypted PEM. Give it again for more keys.
     #[arg(long, value_name = "PEM")]
     private_key: Vec<PathBuf>,
@@ -44,13 +63,28 @@ pub(crate) struct Generate {
     out: PathBuf,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// Version 1, for clients of CoreOS and Flatcar too.
+    V1,
+    /// Version 2 with Zstandard: smaller, and decompressed many times faster.
+    V2,
+    /// Version 2 that other readers of Android's format understand.
+    V2Aosp,
+}
+
 impl Generate {
     pub(crate) fn run(self) -> Result<()> {
+        let profile = self.profile()?;
+        let release = self.facts.release()?;
         let keys = keys::private(&self.private_key)?;
         let (image, image_size) = files::open(&self.new)?;
         let kernel = self.kernel.as_deref().map(files::open).transpose()?;
         let kernel_size = kernel.as_ref().map_or(0, |(_, size)| *size);
         files::check_replaceable(&self.out)?;
+        if self.old.is_some() {
+            bail!("deltas cannot be made by this version of the program; leave out --old");
+        }
         let scratch = files::scratch_beside(&self.out)?;
 
         let total = image_size.saturating_add(kernel_size);
@@ -66,13 +100,16 @@ impl Generate {
                 reader,
                 size: *size,
             }),
-            make::Profile::V1,
+            profile,
             scratch,
             pipeline::all_cores(),
         );
         bar.finish_and_clear();
         let context = || format!("make a payload of {}", self.new.display());
         let mut draft = draft.with_context(context)?;
+        if profile != Profile::V1 {
+            draft.set_release(release).with_context(context)?;
+        }
         let mut output = Output::create(&self.out)?;
         let written = draft.sign(&keys, output.file()).with_context(context)?;
         output.commit()?;
@@ -85,5 +122,20 @@ impl Generate {
             signed_by(keys.len(), "key"),
         ));
         Ok(())
+    }
+
+    fn profile(&self) -> Result<Profile> {
+        let needs_version_2 = match (&self.old, self.facts.first()) {
+            (Some(_), _) => Some("--old"),
+            (None, fact) => fact,
+        };
+        Ok(match (self.format, needs_version_2) {
+            (Some(Format::V1), Some(option)) => {
+                bail!("{option} needs format version 2; leave out --format v1")
+            }
+            (Some(Format::V1) | None, None) => Profile::V1,
+            (Some(Format::V2), _) | (None, Some(_)) => Profile::V2,
+            (Some(Format::V2Aosp), _) => Profile::V2Aosp,
+        })
     }
 }

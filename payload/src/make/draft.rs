@@ -16,11 +16,11 @@
 //! manifest alone, which follows them and is left out of the other digest.
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::ops::Range;
 
 use prost::Message;
 use sha2::{Digest, Sha256};
 
+use super::scratch::Piece;
 use super::{MakeError, PrivateKey, RawSignature, SignatureKind};
 use crate::header::{Format, Header};
 use crate::operation::number;
@@ -38,7 +38,7 @@ pub struct Draft<B> {
     manifest: Contents,
     blobs: B,
     /// Where the data of all operations lies in `blobs`, in their order.
-    pieces: Vec<Range<u64>>,
+    pieces: Vec<Piece>,
 }
 
 /// A manifest without signature fields and noop operations, which [`Draft::head`] adds.
@@ -96,8 +96,11 @@ impl<B: Read + Seek> Draft<B> {
                 let manifest =
                     wire::DeltaArchiveManifestV2::decode(&encoded[..]).map_err(changed)?;
                 check_same(&manifest, &encoded)?;
-                let end = start.saturating_add(len);
-                Ok(Self::of_pieces(manifest, payload, vec![start..end]))
+                let piece = Piece {
+                    offset: start,
+                    length: len,
+                };
+                Ok(Self::of_pieces(manifest, payload, vec![piece]))
             }
         }
     }
@@ -120,7 +123,10 @@ impl<B: Read + Seek> Draft<B> {
         Ok(Self {
             manifest: Contents::V1(manifest),
             blobs,
-            pieces: vec![blobs_start..blobs_start.saturating_add(blobs_len)],
+            pieces: vec![Piece {
+                offset: blobs_start,
+                length: blobs_len,
+            }],
         })
     }
 
@@ -128,7 +134,7 @@ impl<B: Read + Seek> Draft<B> {
     pub(super) fn of_pieces(
         mut manifest: wire::DeltaArchiveManifestV2,
         blobs: B,
-        pieces: Vec<Range<u64>>,
+        pieces: Vec<Piece>,
     ) -> Self {
         manifest.signatures_offset = None;
         manifest.signatures_size = None;
@@ -142,14 +148,20 @@ impl<B: Read + Seek> Draft<B> {
     /// Puts facts about the release in, in place of those that are there.
     ///
     /// # Errors
-    /// [`MakeError::NeedsVersion2`] in version 1.
+    /// [`MakeError::NeedsVersion2`] in version 1, [`MakeError::Payload`] for a fact
+    /// that is too long for readers.
     pub fn set_release(&mut self, release: Release) -> Result<(), MakeError> {
         match &mut self.manifest {
             Contents::V1(_) => Err(MakeError::NeedsVersion2 {
                 what: "facts about the release",
             }),
             Contents::V2(manifest) => {
-                manifest.release = (!release.is_empty()).then(|| release.into_wire());
+                let message = release.into_wire();
+                Release::from_wire(&message).map_err(|(field, reason)| PayloadError::Manifest {
+                    place: format!("release.{field}"),
+                    reason,
+                })?;
+                manifest.release = (message != wire::Release::default()).then_some(message);
                 Ok(())
             }
         }
@@ -265,7 +277,7 @@ impl<B: Read + Seek> Draft<B> {
     }
 
     fn blobs_len(&self) -> u64 {
-        let lengths = self.pieces.iter().map(|piece| piece.end - piece.start);
+        let lengths = self.pieces.iter().map(|piece| piece.length);
         lengths.fold(0, u64::saturating_add)
     }
 
@@ -309,9 +321,9 @@ impl<B: Read + Seek> Draft<B> {
         for piece in &self.pieces {
             let failed = |offset| move |source| MakeError::ReadBlobs { offset, source };
             self.blobs
-                .seek(SeekFrom::Start(piece.start))
+                .seek(SeekFrom::Start(piece.offset))
                 .map_err(failed(offset))?;
-            let mut left = piece.end - piece.start;
+            let mut left = piece.length;
             while left > 0 {
                 let length = usize::try_from(left).map_or(COPY_SIZE, |left| left.min(COPY_SIZE));
                 let part = &mut buffer[..length];

@@ -10,7 +10,7 @@
 
 use std::io::{Read, Seek, Write};
 
-use super::scratch::{Scratch, StoredBlob};
+use super::scratch::{Piece, Scratch, StoredBlob};
 use super::{BLOCK_SIZE, Draft, MakeError, Profile};
 use crate::header::{Format, Header};
 use crate::manifest::{ImageInfo, KERNEL, Limits, Manifest, OWN_MINOR_VERSION, USR};
@@ -206,17 +206,21 @@ fn check_readable(manifest: &wire::DeltaArchiveManifestV2) -> Result<(), MakeErr
 /// The blob area as it will be: pieces of the scratch file, one after another.
 #[derive(Default)]
 struct Blobs {
-    pieces: Vec<std::ops::Range<u64>>,
+    pieces: Vec<Piece>,
     len: u64,
 }
 
 impl Blobs {
     /// Returns the offset that the blob will have.
     fn append(&mut self, blob: StoredBlob) -> u64 {
-        let end = blob.offset.saturating_add(blob.length);
         match self.pieces.last_mut() {
-            Some(last) if last.end == blob.offset => last.end = end,
-            _ => self.pieces.push(blob.offset..end),
+            Some(last) if last.offset.saturating_add(last.length) == blob.offset => {
+                last.length = last.length.saturating_add(blob.length);
+            }
+            _ => self.pieces.push(Piece {
+                offset: blob.offset,
+                length: blob.length,
+            }),
         }
         let offset = self.len;
         self.len = offset.saturating_add(blob.length);

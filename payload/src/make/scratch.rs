@@ -25,6 +25,13 @@ pub struct StoredBlob {
     pub sha256: [u8; 32],
 }
 
+/// A stretch of a file that goes into the payload.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Piece {
+    pub(super) offset: u64,
+    pub(super) length: u64,
+}
+
 impl<S: Write> Scratch<S> {
     /// Starts with an empty `file`, which stands at its first byte.
     pub fn new(file: S) -> Self {
