@@ -384,3 +384,95 @@ fn copy(source: &Source, writer: &mut ExtentWriter) -> Result<(), PayloadError> 
 }
 
 const TOO_LONG: &str = "the result is longer than its destination";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operation::Blob;
+    use std::io::{self, Error};
+    use std::sync::{Arc, Mutex};
+
+    struct Memory(Mutex<Vec<u8>>);
+
+    impl Image for Memory {
+        fn len(&self) -> u64 {
+            extent::size(self.0.lock().unwrap().len())
+        }
+
+        fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+            let start = usize::try_from(offset).map_err(Error::other)?;
+            buf.copy_from_slice(&self.0.lock().unwrap()[start..start + buf.len()]);
+            Ok(())
+        }
+
+        fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            let start = usize::try_from(offset).map_err(Error::other)?;
+            self.0.lock().unwrap()[start..start + data.len()].copy_from_slice(data);
+            Ok(())
+        }
+    }
+
+    fn run(offset: u64, length: u64) -> Extent {
+        Extent::Run { offset, length }
+    }
+
+    fn recompress(skip: u64, length: u64, destination: Vec<Extent>) -> Operation {
+        Operation {
+            index: 0,
+            kind: OperationKind::Recompress {
+                source: OldBytes {
+                    extents: Vec::new(),
+                    sha256: Sha256::digest([]).into(),
+                },
+                window: Window { skip, length },
+                encoders: Arc::new([]),
+            },
+            blob: Blob {
+                offset: 0,
+                length: 0,
+                sha256: [0; 32],
+            },
+            destination,
+        }
+    }
+
+    #[test]
+    fn windows_that_share_a_block_leave_each_other_alone_in_any_order() {
+        let first = recompress(0, 700, vec![run(1024, 512), run(0, 512)]);
+        let second = recompress(188, 600, vec![run(0, 512), run(2048, 512)]);
+        for order in [
+            [(&first, b'a'), (&second, b'b')],
+            [(&second, b'b'), (&first, b'a')],
+        ] {
+            let image = Memory(Mutex::new(vec![b'.'; 2560]));
+            for (operation, byte) in order {
+                let length = usize::try_from(operation.bytes_written()).unwrap();
+                let decoded = Decoded(Content::Plain(vec![byte; length]));
+                apply(operation, 512, decoded, &image, None).unwrap();
+            }
+            let expected = [
+                vec![b'a'; 188],
+                vec![b'b'; 324],
+                vec![b'.'; 512],
+                vec![b'a'; 512],
+                vec![b'.'; 512],
+                vec![b'b'; 276],
+                vec![b'.'; 236],
+            ];
+            assert_eq!(*image.0.lock().unwrap(), expected.concat());
+        }
+    }
+
+    #[test]
+    fn a_result_of_another_length_than_announced_is_refused() {
+        let operation = recompress(0, 512, vec![run(0, 512)]);
+        let window = Window {
+            skip: 0,
+            length: 512,
+        };
+        for length in [0, 511, 513] {
+            assert!(make_window(&operation, window, |_| Ok(vec![0; length])).is_err());
+        }
+        assert!(make_window(&operation, window, |length| Ok(vec![0; length])).is_ok());
+    }
+}

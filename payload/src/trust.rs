@@ -264,7 +264,13 @@ struct Entry {
 impl Entry {
     fn parse_all(format: Format, message: &[u8]) -> Result<Vec<Self>, String> {
         shape::check_signatures(message)?;
-        let message = wire::Signatures::decode(message).map_err(|error| error.to_string())?;
+        let raw = message;
+        let message = wire::Signatures::decode(raw).map_err(|error| error.to_string())?;
+        // The metadata signature is covered by nothing, so it must not be possible to
+        // write the same signature in another way.
+        if format == Format::V2 && message.encode_to_vec() != raw {
+            return Err("it has unknown fields or fields out of order".to_owned());
+        }
         let entries = message.signatures.into_iter().enumerate();
         entries
             .map(|(number, entry)| {

@@ -363,7 +363,7 @@ impl<'a> Validator<'a> {
             return Err(refused(
                 &length_place,
                 format!(
-                    "{length} bytes after {skip} do not fill the blocks of dst_extents, which                      have {destination_bytes} bytes"
+                    "{length} bytes after {skip} do not fill the {destination_bytes} bytes of dst_extents"
                 ),
             ));
         }

@@ -46,7 +46,9 @@ impl Machine {
     }
 
     pub(crate) fn holds(&self, manifest: &Manifest) -> bool {
-        manifest.parts().all(|(target, part)| {
+        let parts = manifest.parts();
+        let mut known = parts.filter(|(target, _)| !matches!(target, Target::Named(_)));
+        known.all(|(target, part)| {
             let image = if target == Target::Kernel {
                 &self.kernel
             } else {

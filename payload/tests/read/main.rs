@@ -7,6 +7,7 @@
 )]
 
 mod craft;
+mod craft_v2;
 mod drive;
 mod fixtures;
 mod hostile;
@@ -17,3 +18,4 @@ mod resume;
 mod tampering;
 mod trust;
 mod vectors;
+mod version2;

@@ -4,8 +4,10 @@ use payload::{Announced, Event, Limits, PayloadError, PayloadStream, ResumePoint
 use sha2::{Digest, Sha256};
 
 use crate::craft::{RSA_2048, small};
+use crate::craft_v2;
 use crate::drive::{Machine, feed};
 use crate::fixtures::{original, trust};
+use crate::image::MemoryImage;
 
 /// Stored between two runs of the program.
 fn stored(point: &ResumePoint) -> ResumePoint {
@@ -68,7 +70,12 @@ fn resuming_after_any_operation_gives_the_same_result() {
     let own = resume_everywhere(&payload.signed(&[RSA_2048]), &own_trust(), || {
         Machine::new(&old, &[], 1024)
     });
-    assert_eq!((full, delta, own), (9, 18, 6));
+    let (payload, old) = craft_v2::small();
+    let version_2 = resume_everywhere(&payload.signed(&[RSA_2048]), &own_trust(), || Machine {
+        old: Some(MemoryImage::new(old.clone())),
+        ..Machine::new(&vec![0; old.len()], &[], 1024)
+    });
+    assert_eq!((full, delta, own, version_2), (9, 18, 6, 10));
 }
 
 fn own_trust() -> Trust {
