@@ -37,13 +37,18 @@ fn field(tag: usize, bytes: &[u8], to: &mut Vec<u8>) {
     to.extend_from_slice(bytes);
 }
 
-fn header(manifest: &[u8]) -> Vec<u8> {
+fn header(version: u64, manifest: &[u8]) -> Vec<u8> {
     let length = u64::try_from(manifest.len()).unwrap();
-    [b"CrAU", &1_u64.to_be_bytes()[..], &length.to_be_bytes()].concat()
+    let mut header = [b"CrAU", &version.to_be_bytes()[..], &length.to_be_bytes()].concat();
+    if version == 2 {
+        header.extend_from_slice(&[0; 4]);
+    }
+    header
 }
 
 /// `count` operations with a mebibyte of data each, and the image's description.
-fn streamed_manifest(count: usize, data: &[u8]) -> Vec<u8> {
+fn streamed_manifest(version: u64, count: usize, data: &[u8]) -> Vec<u8> {
+    let (of_operations, of_info) = if version == 1 { (1, 9) } else { (8, 7) };
     let hash = Sha256::digest(data);
     let mut manifest = Vec::new();
     for index in 0..count {
@@ -53,55 +58,73 @@ fn streamed_manifest(count: usize, data: &[u8]) -> Vec<u8> {
         varint(data.len(), &mut operation);
         field(6, &[0x08, 0x00, 0x10, 0x80, 0x02], &mut operation);
         field(8, &hash, &mut operation);
-        field(1, &operation, &mut manifest);
+        field(of_operations, &operation, &mut manifest);
     }
-    let mut info = vec![0x08, 0x00];
+    let mut info = vec![0x08, 0x80, 0x80, 0x40];
     field(2, &[0; 32], &mut info);
-    field(9, &info, &mut manifest);
-    manifest
+    field(of_info, &info, &mut manifest);
+    if version == 1 {
+        return manifest;
+    }
+    field(1, b"usr", &mut manifest);
+    let mut partitions = Vec::new();
+    field(13, &manifest, &mut partitions);
+    partitions
 }
 
 #[test]
 fn memory_is_bounded_by_one_operation_and_by_the_ceilings() {
     const MIB: usize = 1 << 20;
     let data = vec![0xa5; MIB];
-    let before = peak();
-    let manifest = streamed_manifest(300, &data);
-    let mut stream = PayloadStream::new(Limits::default(), &Trust::allow_unsigned(vec![]));
-    stream.push(&header(&manifest));
-    stream.push(&manifest);
-    let mut operations = 0;
-    for _ in 0..300 {
-        for chunk in data.chunks(65_536) {
-            stream.push(chunk);
-            while let Some(event) = stream.next_event().unwrap() {
-                operations += usize::from(matches!(event, Event::Operation(_)));
+    for version in [1, 2] {
+        let before = peak();
+        let manifest = streamed_manifest(version, 300, &data);
+        let anyone = Trust::allow_unsigned(vec![]);
+        let mut stream = PayloadStream::new(Limits::default(), &anyone);
+        stream.push(&header(version, &manifest));
+        stream.push(&manifest);
+        let mut operations = 0;
+        for _ in 0..300 {
+            for chunk in data.chunks(65_536) {
+                stream.push(chunk);
+                while let Some(event) = stream.next_event().unwrap() {
+                    operations += usize::from(matches!(event, Event::Operation(_)));
+                }
             }
         }
+        assert_eq!(operations, 300);
+        let streamed = peak() - before;
+        println!(
+            "streaming 300 MiB of operations in version {version} took {} KiB",
+            streamed / 1024
+        );
+        assert!(streamed < 12 * MIB);
     }
-    assert_eq!(operations, 300);
-    let streamed = peak() - before;
-    println!(
-        "streaming 300 MiB of operations took {} KiB",
-        streamed / 1024
-    );
-    assert!(streamed < 12 * MIB);
 
     // Two bytes each that say "an operation" or "an extent": what decodes largest.
     let before = peak();
-    for (name, entry) in [
-        ("operations", vec![0x0a, 0x00]),
-        ("extents", {
+    let of_partition = |entry: [u8; 2]| {
+        let mut manifest = Vec::new();
+        field(13, &entry.repeat(4 * MIB), &mut manifest);
+        manifest
+    };
+    for (version, name, entry) in [
+        (1, "operations", vec![0x0a, 0x00]),
+        (1, "extents", {
             let mut operation = vec![0x08, 0x00];
             (0..4 * MIB).for_each(|_| operation.extend_from_slice(&[0x32, 0x00]));
             let mut manifest = Vec::new();
             field(1, &operation, &mut manifest);
             manifest
         }),
+        (2, "partitions", vec![0x6a, 0x00]),
+        (2, "operations", of_partition([0x42, 0x00])),
+        (2, "signatures", of_partition([0x2a, 0x00])),
     ] {
         let manifest = entry.repeat(8 * MIB / entry.len().min(8 * MIB));
-        let mut stream = PayloadStream::new(Limits::default(), &Trust::allow_unsigned(vec![]));
-        stream.push(&header(&manifest));
+        let anyone = Trust::allow_unsigned(vec![]);
+        let mut stream = PayloadStream::new(Limits::default(), &anyone);
+        stream.push(&header(version, &manifest));
         for chunk in manifest.chunks(65_536) {
             stream.push(chunk);
         }

@@ -8,6 +8,7 @@ mod apply;
 mod generate;
 mod sign;
 mod status;
+mod version2;
 
 use std::fs;
 use std::path::{Path, PathBuf};

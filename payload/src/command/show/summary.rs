@@ -83,7 +83,7 @@ pub(super) struct InfoSummary {
 pub(super) struct OperationsSummary {
     pub(super) count: u64,
     pub(super) data_size: u64,
-    /// Bytes of the blocks that they write.
+    /// Bytes of the new image that they write.
     pub(super) written: u64,
     /// Bytes that they read of the old image.
     pub(super) source_bytes: u64,
@@ -167,7 +167,7 @@ fn largest(manifest: &Manifest) -> Vec<OperationSummary> {
             target: target.to_string(),
             operation: operation.name(),
             data_size: operation.blob.length,
-            written: operation.bytes_written(),
+            written: written(operation, manifest.part(&target).map(|part| &part.new)),
             offset: operation
                 .destination
                 .iter()
@@ -177,6 +177,22 @@ fn largest(manifest: &Manifest) -> Vec<OperationSummary> {
                 }),
         })
         .collect()
+}
+
+/// Bytes of the `new` image that an operation writes. The original names more blocks
+/// than the image has.
+fn written(operation: &Operation, new: Option<&ImageInfo>) -> u64 {
+    let end = new.map_or(u64::MAX, |new| new.size);
+    let inside = operation.destination.iter().map(|extent| match *extent {
+        Extent::Run { offset, length } => offset
+            .saturating_add(length)
+            .min(end)
+            .saturating_sub(offset),
+        Extent::Hole { .. } => 0,
+    });
+    inside
+        .fold(0, u64::saturating_add)
+        .min(operation.bytes_written())
 }
 
 impl PartSummary {
@@ -193,7 +209,7 @@ impl PartSummary {
             let source = operation.source().iter().map(Extent::length);
             sum.count += 1;
             sum.data_size = sum.data_size.saturating_add(operation.blob.length);
-            sum.written = sum.written.saturating_add(operation.bytes_written());
+            sum.written = sum.written.saturating_add(written(operation, new));
             sum.source_bytes = source.fold(sum.source_bytes, u64::saturating_add);
         }
         Self {
