@@ -3,6 +3,8 @@
 
 use std::panic::AssertUnwindSafe;
 
+use proptest::prelude::*;
+
 use payload::{Event, Format, Limits, PayloadError, PayloadStream, Release, Target, Trust};
 
 use crate::craft::{ED25519, Message, OTHER_ED25519, RSA_2048, extent, info, noise};
@@ -637,4 +639,28 @@ fn a_frame_with_a_huge_window_is_refused() {
         matches!(error, PayloadError::OperationFailed { .. }),
         "{error}"
     );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Without a key everything is looked at, whatever it says.
+    #[test]
+    fn random_changes_never_panic_nor_leave_the_targets(
+        changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        chunk in 1_usize..600,
+    ) {
+        let (small, old) = small();
+        let mut payload = small.unsigned();
+        for (position, byte) in changes {
+            let position = position.index(payload.len());
+            payload[position] = byte;
+        }
+        let machine = machine(Some(&old));
+        // An image in memory panics when it is written outside.
+        if let Ok(verified) = install(&payload, chunk, &unsigned(), &machine) {
+            prop_assert!(verified.size() == u64::try_from(payload.len()).unwrap());
+        }
+        prop_assert!(!machine.old.as_ref().unwrap().was_written());
+    }
 }

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use gptprio::testing::{CrashStates, FakeDisk, Fault, Report, WriteLog};
 use gptprio::{BlockDevice, Gpt, USR_TYPE, select};
+use payload::make::Profile;
 
 use crate::boot::{BootControl, BootError, GptBoot};
 use crate::config::Settings;
@@ -293,32 +294,81 @@ fn no_flipped_bit_of_a_payload_is_installed() {
 
 #[test]
 fn an_installation_stopped_after_any_operation_goes_on_where_it_was() {
-    let release = Release::new(patterned(4 * MIB + 2 * BLOCK), Some(noise(9, 70_000)));
-    let (metadata, ends) = release.ends();
-    assert_eq!(ends.len(), 6);
-    for (operation, &end) in ends.iter().enumerate() {
-        let machine = Machine::new(512, 5 * MIB, SlotB::Preferred);
-        let (ended, asked) = machine.attempt(&release).cancelled_at(end).run();
-        assert!(matches!(ended.result, Err(UpdateError::Cancelled)));
-        assert_eq!(asked, [0]);
-        assert_eq!(machine.boots(&machine.disk, &release), Ok(A));
+    for (profile, operations) in [(Profile::V1, 6), (Profile::V2, 3), (Profile::V2Aosp, 4)] {
+        let image = patterned(4 * MIB + 2 * BLOCK);
+        let release = Release::of_profile(profile, image, Some(noise(9, 70_000)));
+        let (metadata, ends) = release.ends();
+        assert_eq!(ends.len(), operations);
+        for (operation, &end) in ends.iter().enumerate() {
+            let machine = Machine::new(512, 5 * MIB, SlotB::Preferred);
+            let (ended, asked) = machine.attempt(&release).cancelled_at(end).run();
+            assert!(matches!(ended.result, Err(UpdateError::Cancelled)));
+            assert_eq!(asked, [0]);
+            assert_eq!(machine.boots(&machine.disk, &release), Ok(A));
 
+            let (ended, asked) = machine.attempt(&release).run();
+            ended.result.unwrap();
+            assert!(ended.resumed);
+            assert_eq!(asked, [end], "after operation {operation}");
+            machine.assert_updated(&release, &format!("after operation {operation}"));
+        }
+        println!(
+            "{profile:?}: stopped after each of {} operations",
+            ends.len()
+        );
+
+        // Before the first operation there is nothing to go on from.
+        let machine = Machine::new(512, 5 * MIB, SlotB::Preferred);
+        let metadata = u64::try_from(metadata).unwrap();
+        let (_, asked) = machine.attempt(&release).cancelled_at(metadata).run();
+        assert_eq!(asked, [0]);
         let (ended, asked) = machine.attempt(&release).run();
         ended.result.unwrap();
-        assert!(ended.resumed);
-        assert_eq!(asked, [end], "after operation {operation}");
-        machine.assert_updated(&release, &format!("after operation {operation}"));
+        assert_eq!(asked, [0]);
     }
-    println!("stopped after each of {} operations", ends.len());
+}
 
-    // Before the first operation there is nothing to go on from.
-    let machine = Machine::new(512, 5 * MIB, SlotB::Preferred);
-    let metadata = u64::try_from(metadata).unwrap();
-    let (_, asked) = machine.attempt(&release).cancelled_at(metadata).run();
-    assert_eq!(asked, [0]);
-    let (ended, asked) = machine.attempt(&release).run();
-    ended.result.unwrap();
-    assert_eq!(asked, [0]);
+#[test]
+fn a_delta_of_version_2_reads_the_running_system_and_goes_on_after_a_stop_or_power_cut() {
+    let (release, old, kernel) = Release::delta_v2();
+    let machine = || Machine::running(old.clone(), Some(&kernel), 4096, SlotB::Preferred);
+    let (_, ends) = release.ends();
+    let first = machine();
+    let (writes, _) = requests(&first, &release);
+    first.assert_updated(&release, "undisturbed");
+
+    // Those that copy carry no data, so they are run as soon as the one before them.
+    let boundaries: std::collections::BTreeSet<_> = ends.iter().collect();
+    for &&end in &boundaries {
+        let machine = machine();
+        machine.attempt(&release).cancelled_at(end).run();
+        let (ended, asked) = machine.attempt(&release).run();
+        let context = format!("stopped at byte {end}");
+        ended.result.expect(&context);
+        assert_eq!(asked, [end], "{context}");
+        machine.assert_updated(&release, &context);
+    }
+    for write in 0..writes {
+        let context = format!("power cut at write {write}");
+        let machine = machine();
+        machine.disk.cut_power_after(write);
+        machine.install(&release).expect_err(&context);
+        let again = machine.power_cut(write);
+        if again.boots(&again.disk, &release).expect(&context) == A {
+            again.install(&release).expect(&context);
+            again.assert_updated(&release, &context);
+        }
+    }
+
+    // A machine that runs something else keeps it, and is told to take a full payload.
+    let other = Machine::running(noise(77, old.len()), Some(&kernel), 4096, SlotB::Preferred);
+    let error = other.install(&release).unwrap_err();
+    assert_eq!(error.code(), 20, "{error}");
+    assert_eq!(other.boots(&other.disk, &release), Ok(A));
+    println!(
+        "delta of version 2 with {} operations, {writes} writes",
+        ends.len()
+    );
 }
 
 /// Of the bytes written since the last commit any may be lost, and the record of this

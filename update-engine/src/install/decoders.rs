@@ -125,7 +125,11 @@ fn work(queue: &Mutex<Receiver<Job>>) {
             resume,
             ..
         } = pending;
-        let decoded = payload::decode(&operation, data, old.as_deref());
+        let decoded = match &target {
+            // It will not be applied, and nobody has its old image.
+            Target::Named(_) => Ok(Decoded::left_out()),
+            _ => payload::decode(&operation, data, old.as_deref()),
+        };
         let outcome = decoded.map(|decoded| Ready {
             target,
             operation,

@@ -13,8 +13,11 @@ use futures_util::future::BoxFuture;
 use gptprio::testing::{FakeDisk, Layout};
 use gptprio::{Attributes, BlockDevice, DeviceError, Gpt, Region, USR_TYPE, select};
 use omaha_protocol::Event as OmahaEvent;
-use payload::make::{PrivateKey, Profile, Source};
-use payload::{Event, Limits, PayloadStream, PublicKey, Trust};
+use payload::make::{
+    Blocks, Parts, PreparedKind, PreparedOperation, PreparedPart, PreparedSource, PrivateKey,
+    Profile, Scratch, Source,
+};
+use payload::{Event, ImageInfo, Limits, PayloadStream, PublicKey, Trust};
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
@@ -317,6 +320,11 @@ pub(super) struct Release {
 impl Release {
     /// A full payload, signed.
     pub(super) fn new(image: Vec<u8>, kernel: Option<Vec<u8>>) -> Self {
+        Self::of_profile(Profile::V1, image, kernel)
+    }
+
+    /// The same in a format of choice.
+    pub(super) fn of_profile(profile: Profile, image: Vec<u8>, kernel: Option<Vec<u8>>) -> Self {
         let size = |bytes: &[u8]| u64::try_from(bytes.len()).unwrap();
         let (mut image_reader, mut kernel_reader) = (&image[..], kernel.as_deref());
         let mut payload = Vec::new();
@@ -329,7 +337,7 @@ impl Release {
                 size: size(reader),
                 reader,
             }),
-            Profile::V1,
+            profile,
             std::io::Cursor::new(Vec::new()),
             std::num::NonZeroUsize::MIN,
         )
@@ -359,6 +367,74 @@ impl Release {
             signer: include_str!("../../../../fixtures/crau-v1/key.pub.pem"),
         };
         (release, image("old.img.zst"), image("kernel-old.zst"))
+    }
+
+    /// A version 2 delta, which copies most of an image backwards, block by block, and
+    /// its kernel, and what it is a delta of.
+    pub(super) fn delta_v2() -> (Self, Vec<u8>, Vec<u8>) {
+        use sha2::{Digest, Sha256};
+        const BLOCK: usize = 4096;
+        const BLOCKS: u64 = 24;
+        let (old, old_kernel) = (noise(1, 24 * BLOCK), noise(2, BLOCK + 70));
+        let (fresh, kernel) = (noise(3, BLOCK), old_kernel[BLOCK..].to_vec());
+        let backwards = old.chunks(BLOCK).rev().skip(1).flatten().copied();
+        let image: Vec<u8> = backwards.chain(fresh.iter().copied()).collect();
+        let info = |bytes: &[u8]| ImageInfo {
+            size: u64::try_from(bytes.len()).unwrap(),
+            sha256: Sha256::digest(bytes).into(),
+        };
+        let copy = |old: &[u8], from: u64, to: u64| {
+            let start = usize::try_from(from).unwrap() * BLOCK;
+            let bytes = &old[start..old.len().min(start + BLOCK)];
+            PreparedOperation {
+                kind: PreparedKind::SourceCopy(PreparedSource {
+                    blocks: vec![Blocks {
+                        start: from,
+                        count: 1,
+                    }],
+                    sha256: Sha256::digest(bytes).into(),
+                }),
+                destination: vec![Blocks {
+                    start: to,
+                    count: 1,
+                }],
+                blob: None,
+            }
+        };
+        let mut scratch = Scratch::new(std::io::Cursor::new(Vec::new()));
+        let replace = PreparedOperation {
+            kind: PreparedKind::Replace,
+            destination: vec![Blocks {
+                start: BLOCKS - 1,
+                count: 1,
+            }],
+            blob: Some(scratch.append(&fresh).unwrap()),
+        };
+        let copies = (0..BLOCKS - 1).map(|to| copy(&old, BLOCKS - 2 - to, to));
+        let parts = Parts {
+            partition: Some(PreparedPart {
+                old: Some(info(&old)),
+                new: info(&image),
+                operations: std::iter::once(replace).chain(copies).collect(),
+            }),
+            kernel: Some(PreparedPart {
+                old: Some(info(&old_kernel)),
+                new: info(&kernel),
+                operations: vec![copy(&old_kernel, 1, 0)],
+            }),
+            ..Parts::default()
+        };
+        let mut payload = Vec::new();
+        let keys = [PrivateKey::from_pem(PRIVATE).unwrap()];
+        let mut draft = parts.draft(Profile::V2, scratch).unwrap();
+        draft.sign(&keys, &mut payload).unwrap();
+        let release = Self {
+            payload: payload.into(),
+            image,
+            kernel: Some(kernel),
+            signer: PUBLIC,
+        };
+        (release, old, old_kernel)
     }
 
     /// The same with one bit of the payload changed, announced as what it now is.
