@@ -15,11 +15,12 @@ mod decompress;
 use sha2::{Digest, Sha256};
 
 use crate::bspatch::{self, Fault};
-use crate::delta;
+use crate::delta::Delta;
 use crate::error::{Cause, PayloadError};
 use crate::extent::{self, Extent};
 use crate::image::{CHUNK, Image, chunk_length};
 use crate::operation::{OldBytes, Operation, OperationKind, Window};
+use crate::recompress::Encoders;
 use crate::span::{ExtentReader, ExtentWriter, Source, write_zeros};
 use decompress::{Compression, decompress};
 
@@ -53,6 +54,7 @@ impl Decoded {
 ///
 /// Slow, and changes nothing. `old` is the image that the payload was made from; it
 /// is needed by operations with [`Operation::old_bytes`] alone and never written.
+/// `encoders` are those at hand; see [`crate::Manifest::missing_encoders`].
 ///
 /// # Errors
 /// [`PayloadError::OperationFailed`] when the data is damaged, too long or
@@ -62,6 +64,7 @@ pub fn decode(
     operation: &Operation,
     data: Vec<u8>,
     old: Option<&dyn Image>,
+    encoders: &Encoders,
 ) -> Result<Decoded, PayloadError> {
     let content = match &operation.kind {
         OperationKind::Replace => Content::Plain(data),
@@ -102,17 +105,17 @@ pub fn decode(
         OperationKind::Delta { source, window } => {
             let old = read_checked(operation, source, &open_old(operation, source, old)?)?;
             make_window(operation, *window, |length| {
-                delta::patch(&data, &old, length)
+                Delta::parse(&data)?.run(old, length, &[])
             })?
         }
         OperationKind::Recompress {
             source,
             window,
-            encoders,
+            encoders: names,
         } => {
             let old = read_checked(operation, source, &open_old(operation, source, old)?)?;
             make_window(operation, *window, |length| {
-                delta::recompress(&data, &old, length, encoders)
+                Delta::parse(&data)?.run(old, length, &encoders.all_of(names)?)
             })?
         }
         OperationKind::Move { .. }

@@ -122,6 +122,12 @@ pub enum PayloadError {
         /// How many bytes it reads.
         length: u64,
     },
+    /// The payload was made with an encoder that is not at hand. A full one needs none.
+    #[error("it needs the encoder {name}, which is not at hand")]
+    EncoderMissing {
+        /// Library, version and parameters.
+        name: String,
+    },
     /// A delta payload was to be applied without the old image. A full one needs none.
     #[error("operation {index}: it reads the old image, and none was given")]
     OperationSourceMissing {

@@ -13,6 +13,7 @@ use crate::header::Format;
 use crate::image::Image;
 use crate::manifest::{Limits, Manifest, Part, Target};
 use crate::pipeline::{all_cores, in_order};
+use crate::recompress::Encoders;
 use crate::stream::{Event, PayloadStream, PendingOperation, Verified};
 use crate::trust::Trust;
 
@@ -38,6 +39,8 @@ pub struct Sources<'a> {
     pub partition: Option<&'a dyn Image>,
     /// The old kernel file.
     pub kernel: Option<&'a dyn Image>,
+    /// The encoders at hand, for a delta of compressed images.
+    pub encoders: Option<&'a Encoders>,
 }
 
 impl<'a> Sources<'a> {
@@ -115,6 +118,11 @@ pub fn apply_payload(
         };
         check_source(target, part, old)?;
     }
+    let none = Encoders::default();
+    let encoders = sources.encoders.unwrap_or(&none);
+    if let Some(name) = manifest.missing_encoders(encoders).into_iter().next() {
+        return Err(PayloadError::EncoderMissing { name });
+    }
     rewind(reader)?;
     // Its signatures were checked; that it is the same payload is checked below.
     let anyone = Trust::allow_unsigned(Vec::new());
@@ -136,7 +144,7 @@ pub fn apply_payload(
             if targets.image(&target).is_none() {
                 return Ok(None);
             }
-            let decoded = decode(&operation, data, sources.image(&target))?;
+            let decoded = decode(&operation, data, sources.image(&target), encoders)?;
             Ok(Some((target, operation, decoded)))
         },
         |decoded: Result<_, PayloadError>| {

@@ -12,6 +12,7 @@
 mod btrfs;
 mod bytes;
 mod erofs;
+mod kernel;
 mod squashfs;
 
 use std::collections::BTreeMap;
@@ -98,7 +99,7 @@ impl Layout {
 }
 
 /// Why an image that looked like a filesystem could not be read.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
 #[error("{filesystem} image: {what} at offset {offset}")]
 pub struct Fault {
     /// The kind of filesystem.
@@ -116,9 +117,40 @@ pub struct Fault {
 /// [`Fault`] when it begins like a filesystem, but goes on differently.
 #[must_use]
 pub fn recognise(image: &[u8]) -> Option<Result<Layout, Fault>> {
-    squashfs::read(image)
+    let found = squashfs::read(image)
         .or_else(|| erofs::read(image))
-        .or_else(|| btrfs::read(image))
+        .or_else(|| btrfs::read(image));
+    match found {
+        Some(Err(fault)) => Some(Err(fault)),
+        found => with_kernels(image, found.transpose().ok().flatten()).map(Ok),
+    }
+}
+
+/// The layout with the blocks of kernels that lie in the image as they are.
+fn with_kernels(image: &[u8], found: Option<Layout>) -> Option<Layout> {
+    let mut layout = found.unwrap_or(Layout {
+        filesystem: "kernel",
+        blocks: Vec::new(),
+        candidates: Vec::new(),
+    });
+    let mut collector = Collector::new(image);
+    collector.blocks = layout
+        .blocks
+        .iter()
+        .map(|block| (block.offset, *block))
+        .collect();
+    let before = collector.blocks.len();
+    kernel::collect(&mut collector, layout.candidates.len());
+    if collector.blocks.len() > before {
+        layout.candidates.push(kernel::methods());
+        layout = collector.finish(layout.filesystem, layout.candidates);
+    }
+    (!layout.blocks.is_empty()).then_some(layout)
+}
+
+/// A position in memory as one in an image.
+fn size_of(position: usize) -> u64 {
+    bytes::size(position)
 }
 
 /// The largest plain block of any of these filesystems: 1 MiB.

@@ -13,6 +13,7 @@
 //! here opens files: the caller passes readers, a scratch file and a writer.
 
 mod chunks;
+pub mod delta;
 mod draft;
 mod full;
 mod key;

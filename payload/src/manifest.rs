@@ -18,6 +18,7 @@ use prost::Message;
 use crate::error::PayloadError;
 use crate::header::{Format, Header};
 use crate::operation::Operation;
+use crate::recompress::Encoders;
 use crate::release::Release;
 use crate::{shape, wire};
 pub(crate) use partitions::{KERNEL, OWN_MINOR_VERSION, USR};
@@ -275,6 +276,14 @@ impl Manifest {
         let procedures = self.procedures.iter();
         std::iter::once((Target::Partition, &self.partition))
             .chain(procedures.filter_map(|procedure| Some((procedure.target(), procedure.part()?))))
+    }
+
+    /// The encoders that it needs and that are not among `encoders`. Whoever applies
+    /// it asks before the first write.
+    #[must_use]
+    pub fn missing_encoders(&self, encoders: &Encoders) -> Vec<String> {
+        let missing = |name: &&String| encoders.all_of(std::slice::from_ref(*name)).is_err();
+        self.encoders.iter().filter(missing).cloned().collect()
     }
 
     /// Whether it needs the old image.

@@ -16,7 +16,7 @@ mod encoders;
 mod spec;
 
 pub use codec::Codec;
-pub use encoders::{Encoder, Encoders, Sample};
+pub use encoders::{Encoder, Encoders, MissingEncoder, Sample};
 pub use spec::{EncoderSpec, Library, Method, SpecError};
 
 /// Why a block was not decoded or encoded.

@@ -137,6 +137,7 @@ fn a_delta_of_prepared_operations_applies() {
         pcr_policy: None,
     };
     let sources = Sources {
+        encoders: None,
         partition: Some(old_file.as_file()),
         kernel: Some(old_kernel_file.as_file()),
     };
@@ -161,6 +162,7 @@ fn a_delta_of_prepared_operations_applies() {
         ),
         (
             Sources {
+                encoders: None,
                 partition: Some(&other),
                 kernel: None,
             },

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use indicatif::HumanBytes;
+use payload::recompress::Encoders;
 use payload::{
     Image, Manifest, Part, Sources, Target, Targets, Verified, apply_payload, verify_payload,
 };
@@ -52,6 +53,9 @@ pub(crate) struct Apply {
     /// Where the new kernel goes; it is left out otherwise.
     #[arg(long, value_name = "FILE")]
     target_kernel: Option<PathBuf>,
+    /// Folder of further compression libraries that the payload may ask for.
+    #[arg(long, value_name = "DIR", default_value = Encoders::DIRECTORY)]
+    encoders: PathBuf,
     /// The payload.
     file: PathBuf,
 }
@@ -65,9 +69,10 @@ impl Apply {
         bar.finish_and_clear();
         let verified = verified.with_context(|| self.file.display().to_string())?;
 
+        let encoders = Encoders::available(&self.encoders);
         let steps = self.steps(verified.manifest())?;
         let outputs = open_targets(&steps, &file)?;
-        write(&mut file, &verified, &outputs)
+        write(&mut file, &verified, &outputs, &encoders)
             .inspect_err(|_| outputs.iter().for_each(Output::say_incomplete))
             .with_context(|| format!("apply {}", self.file.display()))?;
         for output in outputs {
@@ -115,7 +120,12 @@ impl Apply {
 
 /// Fills the targets, puts what they hold on the disk and compares it with the
 /// hashes of the payload.
-fn write(payload: &mut File, verified: &Verified, outputs: &[Output]) -> Result<()> {
+fn write(
+    payload: &mut File,
+    verified: &Verified,
+    outputs: &[Output],
+    encoders: &Encoders,
+) -> Result<()> {
     let in_place = verified.manifest().is_in_place();
     for output in outputs {
         output.prepare(in_place)?;
@@ -132,6 +142,7 @@ fn write(payload: &mut File, verified: &Verified, outputs: &[Output]) -> Result<
     let sources = Sources {
         partition: partition.and_then(Output::old),
         kernel: kernel.and_then(Output::old),
+        encoders: Some(encoders),
     };
     let bar = progress("apply", verified.size());
     let applied = apply_payload(payload, verified, &targets, &sources, &mut |done| {

@@ -1,5 +1,6 @@
 //! `payload generate`: an image becomes a payload.
 
+mod delta;
 mod facts;
 
 use std::path::PathBuf;
@@ -9,10 +10,12 @@ use clap::{Args, ValueEnum};
 use indicatif::HumanBytes;
 use payload::make::{self, Profile, Source};
 use payload::pipeline;
+use payload::recompress::Encoders;
 
 use crate::files::{self, Output};
 use crate::keys;
 use crate::talk::{progress, say, signed_by};
+use delta::Pair;
 use facts::Facts;
 
 /// Make a payload out of an image.
@@ -30,6 +33,9 @@ Examples:
 
   # The key is elsewhere: make it unsigned, see `payload help hash`.
   payload generate --new usr.img --out unsigned.payload
+
+  # A delta: machines that run the old image get what changed.
+  payload generate --old usr-1.img --new usr-2.img --private-key release.pem --out d.payload
 
   # Format version 2, which tells what release it is and until when it is good.
   payload generate --new usr.img --board amd64-usr --release-version 4230.1.0 \\
@@ -50,6 +56,10 @@ pub(crate) struct Generate {
     /// Kernel of the system to update from.
     #[arg(long, value_name = "FILE", requires = "old", requires = "kernel")]
     old_kernel: Option<PathBuf>,
+    /// Folder of further compression libraries (libzstd*.so*, liblz4*.so*) that may have
+    /// made the compressed blocks of the images. Machines need the same ones.
+    #[arg(long, value_name = "DIR", default_value = Encoders::DIRECTORY)]
+    encoders: PathBuf,
     /// Format of the payload: v1 unless --old or a fact about the release asks for v2.
     #[arg(long, value_enum)]
     format: Option<Format>,
@@ -82,30 +92,43 @@ impl Generate {
         let kernel = self.kernel.as_deref().map(files::open).transpose()?;
         let kernel_size = kernel.as_ref().map_or(0, |(_, size)| *size);
         files::check_replaceable(&self.out)?;
-        if self.old.is_some() {
-            bail!("deltas cannot be made by this version of the program; leave out --old");
-        }
+        let old = self.old.as_deref().map(files::open).transpose()?;
+        let old_kernel = self.old_kernel.as_deref().map(files::open).transpose()?;
         let scratch = files::scratch_beside(&self.out)?;
 
         let total = image_size.saturating_add(kernel_size);
-        let bar = progress("compress", total);
-        let mut image = bar.wrap_read(image);
-        let mut kernel = kernel.map(|(file, size)| (bar.wrap_read(file), size));
-        let draft = make::full(
-            Source {
-                reader: &mut image,
-                size: image_size,
-            },
-            kernel.as_mut().map(|(reader, size)| Source {
-                reader,
-                size: *size,
-            }),
-            profile,
-            scratch,
-            pipeline::all_cores(),
-        );
-        bar.finish_and_clear();
         let context = || format!("make a payload of {}", self.new.display());
+        let draft = if let Some((old, _)) = &old {
+            let image = Pair {
+                old: Some(old),
+                new: &image,
+            };
+            let kernel = kernel.as_ref().map(|(new, _)| Pair {
+                old: old_kernel.as_ref().map(|(old, _)| old),
+                new,
+            });
+            let encoders = Encoders::available(&self.encoders);
+            delta::draft(&image, kernel.as_ref(), profile, &encoders, scratch)
+        } else {
+            let bar = progress("compress", total);
+            let mut image = bar.wrap_read(image);
+            let mut kernel = kernel.map(|(file, size)| (bar.wrap_read(file), size));
+            let draft = make::full(
+                Source {
+                    reader: &mut image,
+                    size: image_size,
+                },
+                kernel.as_mut().map(|(reader, size)| Source {
+                    reader,
+                    size: *size,
+                }),
+                profile,
+                scratch,
+                pipeline::all_cores(),
+            );
+            bar.finish_and_clear();
+            draft.map_err(Into::into)
+        };
         let mut draft = draft.with_context(context)?;
         if profile != Profile::V1 {
             draft.set_release(release).with_context(context)?;

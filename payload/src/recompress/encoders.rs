@@ -21,6 +21,14 @@ pub trait Encoder: Send + Sync {
     fn encode(&self, plain: &[u8], ahead: &[u8]) -> Result<Vec<u8>, CodecError>;
 }
 
+/// An encoder that a payload needs is not at hand.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("encoder {name} is not at hand")]
+pub struct MissingEncoder {
+    /// As the manifest names it.
+    pub name: String,
+}
+
 /// A block whose encoder is sought.
 #[derive(Debug, Clone, Copy)]
 pub struct Sample<'a> {
@@ -32,7 +40,8 @@ pub struct Sample<'a> {
     pub ahead: &'a [u8],
 }
 
-/// Every encoder at hand.
+/// Every encoder at hand; none by default.
+#[derive(Default)]
 pub struct Encoders {
     zstd: Vec<Zstd>,
     lz4: Vec<Lz4>,
@@ -118,6 +127,19 @@ impl Encoders {
         let encoder = self.make(spec)?;
         made.insert(spec.clone(), Arc::clone(&encoder));
         Some(encoder)
+    }
+
+    /// The encoders that a manifest names, in its order.
+    ///
+    /// # Errors
+    /// The first name that is no encoder at hand.
+    pub fn all_of(&self, names: &[String]) -> Result<Vec<Arc<dyn Encoder>>, MissingEncoder> {
+        let find = |name: &String| {
+            let spec = name.parse().ok();
+            spec.and_then(|spec| self.get(&spec))
+                .ok_or_else(|| MissingEncoder { name: name.clone() })
+        };
+        names.iter().map(find).collect()
     }
 
     /// The first of `candidates` that makes the very bytes of a block.

@@ -1,5 +1,6 @@
 //! Feeds a payload to the parser as a download would and applies what comes out.
 
+use payload::recompress::Encoders;
 use payload::{
     Event, Image, Limits, Manifest, PayloadError, PayloadStream, PendingOperation, Target,
 };
@@ -41,7 +42,12 @@ impl Machine {
             Target::Kernel => &self.kernel,
             Target::PcrPolicy | Target::Unknown(_) | Target::Named(_) => return Ok(()),
         };
-        let decoded = decode(&pending.operation, pending.data, self.old())?;
+        let decoded = decode(
+            &pending.operation,
+            pending.data,
+            self.old(),
+            &Encoders::default(),
+        )?;
         apply(&pending.operation, block_size, decoded, image, self.old())
     }
 

@@ -147,7 +147,12 @@ impl Application {
             surroundings,
             stream,
             position,
-            decoders: Decoders::new(workers()),
+            decoders: Decoders::new(
+                workers(),
+                &Arc::new(payload::recompress::Encoders::available(
+                    payload::recompress::Encoders::DIRECTORY.as_ref(),
+                )),
+            ),
             old: OldImages::default(),
             checkpoints,
             sink: None,

@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use payload::recompress::Encoders;
 use payload::{Decoded, Image, Operation, PayloadError, PendingOperation, ResumePoint, Target};
 
 /// An operation whose data is decoded.
@@ -39,14 +40,14 @@ pub(super) struct Decoders {
 
 impl Decoders {
     /// `workers` threads; twice as many operations may wait in memory at most.
-    pub(super) fn new(workers: usize) -> Self {
+    pub(super) fn new(workers: usize, encoders: &Arc<Encoders>) -> Self {
         let workers = workers.max(1);
         let (jobs, queue) = sync_channel::<Job>(workers);
         let queue = Arc::new(Mutex::new(queue));
         let threads = (0..workers)
             .map(|_| {
-                let queue = Arc::clone(&queue);
-                thread::spawn(move || work(&queue))
+                let (queue, encoders) = (Arc::clone(&queue), Arc::clone(encoders));
+                thread::spawn(move || work(&queue, &encoders))
             })
             .collect();
         Self {
@@ -104,7 +105,7 @@ impl Drop for Decoders {
     }
 }
 
-fn work(queue: &Mutex<Receiver<Job>>) {
+fn work(queue: &Mutex<Receiver<Job>>, encoders: &Encoders) {
     loop {
         let job = match queue.lock() {
             Ok(queue) => queue.recv(),
@@ -128,7 +129,7 @@ fn work(queue: &Mutex<Receiver<Job>>) {
         let decoded = match &target {
             // It will not be applied, and nobody has its old image.
             Target::Named(_) => Ok(Decoded::left_out()),
-            _ => payload::decode(&operation, data, old.as_deref()),
+            _ => payload::decode(&operation, data, old.as_deref(), encoders),
         };
         let outcome = decoded.map(|decoded| Ready {
             target,

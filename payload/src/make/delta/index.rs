@@ -1,0 +1,170 @@
+//! Where bytes of the target may come from: two indexes over the source.
+//!
+//! [`Seeds`] covers the whole source at a stride and answers for long matches
+//! wherever they went. [`Near`] covers the few MiB that one window of the target
+//! turned out to be made of, every byte of it, and answers for short ones. A
+//! suffix array of everything would find both, at five to nine bytes of memory
+//! for each byte of the source.
+
+use std::ops::Range;
+
+/// Bytes that a long match must have in common at least.
+pub(super) const SEED: usize = 32;
+/// Bytes that a short match must have in common at least.
+pub(super) const NEAR_SEED: usize = 8;
+
+/// Positions of the source by the hash of the [`SEED`] bytes there.
+pub(super) struct Seeds {
+    /// Two positions for each hash, in units of [`Seeds::UNIT`], one more than
+    /// they are; 0 is free.
+    slots: Vec<[u32; 2]>,
+    shift: u32,
+}
+
+impl Seeds {
+    /// Positions are kept as multiples of this many bytes.
+    pub(super) const UNIT: usize = 16;
+
+    /// Indexes `ranges` of `source`, each at its stride, a multiple of
+    /// [`Seeds::UNIT`]. What comes first wins where hashes collide.
+    pub(super) fn new(source: &[u8], ranges: &[(Range<usize>, usize)]) -> Self {
+        let entries: usize = ranges
+            .iter()
+            .map(|(range, stride)| range.len() / stride)
+            .sum();
+        let bits = entries.next_power_of_two().trailing_zeros().clamp(10, 30);
+        let mut seeds = Self {
+            slots: vec![[0; 2]; 1 << bits],
+            shift: 64 - bits,
+        };
+        for (range, stride) in ranges {
+            let first = range.start.next_multiple_of(*stride);
+            for position in (first..range.end).step_by(*stride) {
+                if let Some(seed) = source.get(position..position + SEED) {
+                    seeds.insert(seed, position);
+                }
+            }
+        }
+        seeds
+    }
+
+    fn insert(&mut self, seed: &[u8], position: usize) {
+        let Some(hash) = hash(seed) else { return };
+        let Ok(unit) = u32::try_from(position / Self::UNIT + 1) else {
+            return;
+        };
+        let slot = self.slot(hash);
+        if let Some(free) = self.slots[slot].iter_mut().find(|entry| **entry == 0) {
+            *free = unit;
+        }
+    }
+
+    /// Positions of the source where the bytes at the start of `target` may be.
+    pub(super) fn find(&self, target: &[u8]) -> impl Iterator<Item = usize> + use<> {
+        let found = target
+            .get(..SEED)
+            .and_then(hash)
+            .map_or([0; 2], |hash| self.slots[self.slot(hash)]);
+        found
+            .into_iter()
+            .filter(|entry| *entry != 0)
+            .map(|entry| (as_usize(entry) - 1) * Self::UNIT)
+    }
+
+    fn slot(&self, hash: u64) -> usize {
+        usize::try_from(hash >> self.shift).expect("as many bits as slots")
+    }
+}
+
+/// Positions in a few ranges of the source by the hash of the [`NEAR_SEED`] bytes there.
+pub(super) struct Near {
+    /// The ranges, sorted, and the number of the first position of each.
+    ranges: Vec<(Range<usize>, usize)>,
+    /// By hash: the number of the last position, plus one.
+    heads: Vec<u32>,
+    /// By number of a position: the one before it with this hash, plus one.
+    before: Vec<u32>,
+    shift: u32,
+}
+
+impl Near {
+    /// Indexes every position of `ranges` of `source`, which are sorted and apart.
+    pub(super) fn new(source: &[u8], ranges: &[Range<usize>]) -> Self {
+        let total: usize = ranges.iter().map(ExactSizeIterator::len).sum();
+        let bits = total.next_power_of_two().trailing_zeros().clamp(10, 22);
+        let mut near = Self {
+            ranges: Vec::with_capacity(ranges.len()),
+            heads: vec![0; 1 << bits],
+            before: Vec::with_capacity(total),
+            shift: 64 - bits,
+        };
+        for range in ranges {
+            near.ranges.push((range.clone(), near.before.len()));
+            for position in range.clone() {
+                near.push(source, position);
+            }
+        }
+        near
+    }
+
+    fn push(&mut self, source: &[u8], position: usize) {
+        let number = u32::try_from(self.before.len() + 1).unwrap_or(0);
+        let seed = source.get(position..position + NEAR_SEED);
+        let before = match seed.and_then(short_hash) {
+            Some(hash) => {
+                let slot = self.slot(hash);
+                std::mem::replace(&mut self.heads[slot], number)
+            }
+            None => 0,
+        };
+        self.before.push(before);
+    }
+
+    /// Positions of the source where the bytes at the start of `target` may be,
+    /// the later ones first.
+    pub(super) fn find(&self, target: &[u8]) -> impl Iterator<Item = usize> {
+        let head = target
+            .get(..NEAR_SEED)
+            .and_then(short_hash)
+            .map_or(0, |hash| self.heads[self.slot(hash)]);
+        let numbers = std::iter::successors(as_usize(head).checked_sub(1), |number| {
+            as_usize(self.before[*number]).checked_sub(1)
+        });
+        numbers.map(|number| self.position(number))
+    }
+
+    fn position(&self, number: usize) -> usize {
+        let after = self.ranges.partition_point(|(_, first)| *first <= number);
+        let (range, first) = &self.ranges[after - 1];
+        range.start + (number - first)
+    }
+
+    fn slot(&self, hash: u64) -> usize {
+        usize::try_from(hash >> self.shift).expect("as many bits as heads")
+    }
+}
+
+const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// `None` for bytes that are all the same, which say nothing about where they came from.
+fn hash(seed: &[u8]) -> Option<u64> {
+    let (words, _) = seed.as_chunks::<8>();
+    let first = u64::from_le_bytes(*words.first()?);
+    let mut varied = first != first.rotate_left(8);
+    let mut hash = 0;
+    for word in words {
+        let word = u64::from_le_bytes(*word);
+        varied |= word != first;
+        hash = (hash ^ word).wrapping_mul(MIX).rotate_left(29);
+    }
+    varied.then(|| hash.wrapping_mul(MIX))
+}
+
+fn short_hash(seed: &[u8]) -> Option<u64> {
+    let word = u64::from_le_bytes(*seed.first_chunk()?);
+    (word != word.rotate_left(8)).then(|| (word ^ (word >> 29)).wrapping_mul(MIX))
+}
+
+fn as_usize(number: u32) -> usize {
+    usize::try_from(number).expect("addresses have at least 32 bits")
+}

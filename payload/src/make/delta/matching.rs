@@ -1,0 +1,348 @@
+//! Which bytes of a window of the target are close to which bytes of the source.
+//!
+//! The idea is bsdiff's (C. Percival, 2003): exact matches are anchors; around
+//! each the copy grows as long as at least half of its bytes agree, and a new
+//! anchor is taken only when it explains more than the alignment before it. So a
+//! program whose addresses moved becomes a few long copies with small
+//! differences, not thousands of short ones.
+
+use std::ops::Range;
+
+use super::index::{NEAR_SEED, Near, SEED, Seeds};
+
+/// A stretch of the target that is close to a stretch of the source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Copy {
+    /// Where it starts in the window.
+    pub(super) target: usize,
+    /// Where it starts in the source.
+    pub(super) source: usize,
+    /// Bytes.
+    pub(super) length: usize,
+}
+
+impl Copy {
+    /// The part of the source that it reads.
+    pub(super) fn source_range(&self) -> Range<usize> {
+        self.source..self.source + self.length
+    }
+}
+
+/// How much more an anchor must explain than the alignment before it.
+const ADVANTAGE: usize = 8;
+/// What a jump of so many bytes in the source costs beyond that, in bytes: a number to
+/// name it, and far away most likely a block of the source that nobody else needs.
+fn jump(bytes: usize) -> usize {
+    match bytes {
+        0..0x1000 => 0,
+        0x1000..0x4_0000 => 6,
+        _ => 20,
+    }
+}
+
+/// Candidates of the near index that are looked at for one position.
+const MOST_CANDIDATES: usize = 8;
+/// An anchor of this length is taken without a search for a longer one.
+const LONG_ENOUGH: usize = 256;
+
+/// Copies that together make `window`, in order and without overlap; what they
+/// leave out is new.
+pub(super) fn matches(window: &[u8], source: &[u8], seeds: &Seeds) -> Vec<Copy> {
+    let far = anchors(window, source, seeds);
+    let near = Near::new(source, &surroundings(&far, source.len()));
+    Search {
+        window,
+        source,
+        far: &far,
+        near: &near,
+    }
+    .copies()
+}
+
+/// What the copies of a window read, with some bytes around, sorted and apart.
+fn surroundings(anchors: &[Copy], source_length: usize) -> Vec<Range<usize>> {
+    /// Bytes on each side, in which the rest of a changed file may lie.
+    const AROUND: usize = 32 << 10;
+    /// Bytes of all ranges together.
+    const MOST: usize = 12 << 20;
+
+    let mut wide: Vec<Range<usize>> = anchors
+        .iter()
+        .map(|copy| {
+            let range = copy.source_range();
+            range.start.saturating_sub(AROUND)..(range.end + AROUND).min(source_length)
+        })
+        .collect();
+    wide.sort_unstable_by_key(|range| (range.start, range.end));
+    let mut joined: Vec<Range<usize>> = Vec::new();
+    for range in wide {
+        match joined.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => joined.push(range),
+        }
+    }
+    let mut left = MOST;
+    for range in &mut joined {
+        range.end = range.end.min(range.start + left);
+        left -= range.len();
+    }
+    joined.retain(|range| !range.is_empty());
+    joined
+}
+
+/// Long exact matches anywhere in the source, each as long as it goes.
+fn anchors(window: &[u8], source: &[u8], seeds: &Seeds) -> Vec<Copy> {
+    let mut copies: Vec<Copy> = Vec::new();
+    let mut position = 0;
+    let mut expected = 0;
+    while position + SEED <= window.len() {
+        let target = &window[position..];
+        let anchor = longest(target, source, seeds.find(target), expected);
+        if anchor.length < SEED {
+            position += 1;
+            expected += 1;
+            continue;
+        }
+        copies.push(Copy {
+            target: position,
+            source: anchor.source,
+            length: anchor.length,
+        });
+        position += anchor.length;
+        expected = anchor.source + anchor.length;
+    }
+    copies
+}
+
+/// Among equally long ones the one closest to `expected`, where the alignment before
+/// would go on: it costs the fewest bytes to name.
+fn longest(
+    target: &[u8],
+    source: &[u8],
+    candidates: impl Iterator<Item = usize>,
+    expected: usize,
+) -> Anchor {
+    let mut best = Anchor::default();
+    for place in candidates {
+        let length = common_prefix(target, &source[place..]);
+        let closer = || place.abs_diff(expected) < best.source.abs_diff(expected);
+        if length > best.length || (length == best.length && length > 0 && closer()) {
+            best = Anchor {
+                source: place,
+                length,
+            };
+            if length >= LONG_ENOUGH {
+                break;
+            }
+        }
+    }
+    best
+}
+
+#[derive(Clone, Copy)]
+struct Search<'a> {
+    window: &'a [u8],
+    source: &'a [u8],
+    /// Long exact matches in order, without overlap.
+    far: &'a [Copy],
+    near: &'a Near,
+}
+
+/// An exact match.
+#[derive(Clone, Copy, Default)]
+struct Anchor {
+    source: usize,
+    length: usize,
+}
+
+impl Search<'_> {
+    /// The longest match of what stands at `position`, near or far. `far` is the number
+    /// of the first far match that ends after it.
+    fn best(&self, position: usize, far: usize, expected: usize) -> Anchor {
+        let target = &self.window[position..];
+        let candidates = self.near.find(target).take(MOST_CANDIDATES);
+        let near = longest(target, self.source, candidates, expected);
+        match self.far.get(far) {
+            Some(copy) if copy.target <= position => {
+                let skipped = position - copy.target;
+                let length = copy.length - skipped;
+                let source = copy.source + skipped;
+                if length > near.length {
+                    Anchor { source, length }
+                } else {
+                    near
+                }
+            }
+            _ => near,
+        }
+    }
+
+    fn copies(&self) -> Vec<Copy> {
+        let (window, source) = (self.window, self.source);
+        let mut copies = Vec::new();
+        // The alignment that is being extended: where it was anchored.
+        let mut from = Copy {
+            target: 0,
+            source: 0,
+            length: 0,
+        };
+        let mut scan = 0;
+        let mut skip = 0;
+        let mut far = 0;
+        while scan < window.len() {
+            scan += skip;
+            let aligned = |at: usize| -> bool {
+                let there = from.source + (at - from.target);
+                source.get(there).is_some_and(|byte| *byte == window[at])
+            };
+            // How many bytes of `scan..counted` the old alignment explains.
+            let mut explained = 0;
+            let mut counted = scan;
+            let mut anchor = Anchor::default();
+            while scan < window.len() {
+                let expected = from.source + (scan - from.target);
+                let goes_on = common_prefix(&window[scan..], source.get(expected..).unwrap_or(&[]));
+                anchor = if goes_on >= 2 * NEAR_SEED {
+                    Anchor {
+                        source: expected,
+                        length: goes_on,
+                    }
+                } else {
+                    {
+                        while self
+                            .far
+                            .get(far)
+                            .is_some_and(|copy| copy.target + copy.length <= scan)
+                        {
+                            far += 1;
+                        }
+                        self.best(scan, far, expected)
+                    }
+                };
+                let end = scan + anchor.length;
+                while counted < end {
+                    explained += usize::from(aligned(counted));
+                    counted += 1;
+                }
+                let jump = jump(anchor.source.abs_diff(expected));
+                if (anchor.length == explained && anchor.length != 0)
+                    || anchor.length > explained + ADVANTAGE + jump
+                {
+                    break;
+                }
+                if counted > scan {
+                    explained -= usize::from(aligned(scan));
+                } else {
+                    counted += 1;
+                }
+                scan += 1;
+            }
+            skip = anchor.length.max(1);
+            if scan < window.len() && anchor.length == explained {
+                continue;
+            }
+            let forward = self.forward(&from, scan);
+            let backward = if scan < window.len() {
+                self.backward(scan, anchor.source, scan - from.target)
+            } else {
+                0
+            };
+            let (forward, backward) = self.settle(&from, scan, anchor.source, forward, backward);
+            if forward > 0 {
+                copies.push(Copy {
+                    length: forward,
+                    ..from
+                });
+            }
+            if scan >= window.len() {
+                break;
+            }
+            from = Copy {
+                target: scan - backward,
+                source: anchor.source - backward,
+                length: 0,
+            };
+        }
+        copies
+    }
+
+    /// How far `from` goes on before `end` with at least half of its bytes equal.
+    fn forward(&self, from: &Copy, end: usize) -> usize {
+        let room = (end - from.target).min(self.source.len() - from.source.min(self.source.len()));
+        let target = &self.window[from.target..from.target + room];
+        let source = &self.source[from.source..from.source + room];
+        let (mut score, mut best, mut length) = (0isize, 0isize, 0);
+        for (at, (a, b)) in target.iter().zip(source).enumerate() {
+            score += if a == b { 1 } else { -1 };
+            if score > best {
+                (best, length) = (score, at + 1);
+            }
+        }
+        length
+    }
+
+    /// The same backwards from an anchor.
+    fn backward(&self, target: usize, source: usize, most: usize) -> usize {
+        let room = most.min(source);
+        let (mut score, mut best, mut length) = (0isize, 0isize, 0);
+        for back in 1..=room {
+            let equal = self.window[target - back] == self.source[source - back];
+            score += if equal { 1 } else { -1 };
+            if score > best {
+                (best, length) = (score, back);
+            }
+            // Nothing can become of it any more.
+            if score + isize::try_from(room - back).unwrap_or(isize::MAX) < best {
+                break;
+            }
+        }
+        length
+    }
+
+    /// Where two copies meet, gives each byte to the one that explains it better.
+    fn settle(
+        &self,
+        from: &Copy,
+        scan: usize,
+        anchor: usize,
+        forward: usize,
+        backward: usize,
+    ) -> (usize, usize) {
+        let overlap = (from.target + forward).saturating_sub(scan - backward);
+        if overlap == 0 {
+            return (forward, backward);
+        }
+        let start = scan - backward;
+        let (mut score, mut best, mut kept) = (0isize, 0isize, 0);
+        for at in 0..overlap {
+            let position = start + at;
+            let byte = self.window[position];
+            let old = self.source[from.source + (position - from.target)] == byte;
+            let new = self.source[anchor - backward + at] == byte;
+            score += isize::from(old) - isize::from(new);
+            if score > best {
+                (best, kept) = (score, at + 1);
+            }
+        }
+        (forward - (overlap - kept), backward - kept)
+    }
+}
+
+/// Bytes that two slices have in common at their start.
+fn common_prefix(a: &[u8], b: &[u8]) -> usize {
+    let length = a.len().min(b.len());
+    let (a, b) = (&a[..length], &b[..length]);
+    let (a_words, _) = a.as_chunks::<8>();
+    let (b_words, _) = b.as_chunks::<8>();
+    let words = a_words.iter().zip(b_words);
+    let mut equal = 0;
+    for (x, y) in words {
+        let differing = u64::from_le_bytes(*x) ^ u64::from_le_bytes(*y);
+        if differing != 0 {
+            return equal + usize::try_from(differing.trailing_zeros() / 8).expect("at most 7");
+        }
+        equal += 8;
+    }
+    let rest = a[equal..].iter().zip(&b[equal..]);
+    equal + rest.take_while(|(x, y)| x == y).count()
+}

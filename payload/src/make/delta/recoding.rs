@@ -1,0 +1,350 @@
+//! Which compressed blocks of both images are decoded, and how those of the new
+//! image are encoded again.
+//!
+//! A block of the new image that the old one has too, byte for byte, is left alone.
+//! Of the others a few are tried first with every encoder that may have made them;
+//! what made none of these is not tried again.
+
+use std::collections::HashSet;
+use std::ops::Range;
+
+use sha2::{Digest, Sha256};
+
+use rayon::prelude::*;
+
+use super::equal::Claim;
+use super::{MakeError, read};
+use crate::Image;
+use crate::extent::size;
+use crate::filesystem::{self, CompressedBlock, Fault, Layout};
+use crate::recompress::{EncoderSpec, Encoders, Method, Sample};
+
+/// How changed blocks fared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reproduced {
+    /// Compressed blocks of the new image that the old one does not have.
+    pub blocks: u64,
+    /// Their stored bytes.
+    pub bytes: u64,
+    /// Those of them that an encoder made bit for bit.
+    pub good_blocks: u64,
+    /// Their stored bytes.
+    pub good_bytes: u64,
+}
+
+impl Reproduced {
+    pub(super) fn count(&mut self, stored: usize, good: bool) {
+        let (blocks, bytes) = (u64::from(good), if good { size(stored) } else { 0 });
+        self.blocks += 1;
+        self.bytes += size(stored);
+        self.good_blocks += blocks;
+        self.good_bytes += bytes;
+    }
+
+    pub(super) fn add(&mut self, other: &Self) {
+        self.blocks += other.blocks;
+        self.bytes += other.bytes;
+        self.good_blocks += other.good_blocks;
+        self.good_bytes += other.good_bytes;
+    }
+}
+
+/// What is to be decoded.
+pub(super) struct Recoding<'a> {
+    encoders: &'a Encoders,
+    old: Found,
+    new: Found,
+    /// Changed blocks of the new image, as positions in its layout.
+    changed: Vec<usize>,
+    /// All encoders in use; operations name them by position.
+    specs: Vec<EncoderSpec>,
+    /// For each list of candidates of the new layout: what is tried, by position in `specs`.
+    tried: Vec<Vec<usize>>,
+}
+
+/// What an image turned out to be.
+pub(super) struct Found {
+    layout: Layout,
+    /// SHA-256 of each block as it is stored.
+    digests: Vec<[u8; 32]>,
+    fault: Option<Fault>,
+}
+
+impl Found {
+    /// An image that is taken as plain bytes.
+    pub(super) fn nothing() -> Self {
+        let layout = Layout {
+            filesystem: "",
+            blocks: Vec::new(),
+            candidates: Vec::new(),
+        };
+        Self {
+            layout,
+            digests: Vec::new(),
+            fault: None,
+        }
+    }
+
+    pub(super) fn of(image: &[u8]) -> Self {
+        let (layout, fault) = match filesystem::recognise(image) {
+            Some(Ok(layout)) => (Some(layout), None),
+            Some(Err(fault)) => (None, Some(fault)),
+            None => (None, None),
+        };
+        let Some(layout) = layout else {
+            return Self {
+                fault,
+                ..Self::nothing()
+            };
+        };
+        let blocks = layout.blocks.par_iter();
+        let digests = blocks
+            .map(|block| Sha256::digest(&image[range(block)]).into())
+            .collect();
+        Self {
+            layout,
+            digests,
+            fault,
+        }
+    }
+
+    fn kind(&self) -> Option<&'static str> {
+        (!self.layout.blocks.is_empty()).then_some(self.layout.filesystem)
+    }
+}
+
+/// Blocks that are tried with every encoder, for each list of candidates.
+const SAMPLES: usize = 48;
+
+impl<'a> Recoding<'a> {
+    pub(super) fn plan(
+        old: Found,
+        new: Found,
+        claims: &[Claim],
+        new_image: &dyn Image,
+        encoders: &'a Encoders,
+    ) -> Result<Self, MakeError> {
+        let known: HashSet<&[u8; 32]> = old.digests.iter().collect();
+        let blocks = new.layout.blocks.iter().zip(&new.digests).enumerate();
+        let changed = blocks.filter(|(_, (block, digest))| {
+            !is_claimed(claims, &range(block)) && !known.contains(digest)
+        });
+        let changed = changed.map(|(index, _)| index).collect();
+        let mut recoding = Self {
+            encoders,
+            old,
+            new,
+            changed,
+            specs: Vec::new(),
+            tried: Vec::new(),
+        };
+        recoding.choose_encoders(new_image)?;
+        Ok(recoding)
+    }
+
+    /// Fills `specs` and `tried` from samples. Each encoder makes a sample that none
+    /// before it made, so none is named in the payload that is not needed.
+    fn choose_encoders(&mut self, image: &dyn Image) -> Result<(), MakeError> {
+        for hint in 0..self.new.layout.candidates.len() {
+            let layout = &self.new.layout;
+            let of_hint = |index: &&usize| layout.blocks[**index].hint == hint;
+            let blocks: Vec<usize> = self.changed.iter().filter(of_hint).copied().collect();
+            let most = layout.candidates[hint]
+                .iter()
+                .map(Method::ahead)
+                .max()
+                .unwrap_or(0);
+            let step = blocks.len().div_ceil(SAMPLES).max(1);
+            let mut left = Vec::new();
+            for index in blocks.into_iter().step_by(step) {
+                let block = &layout.blocks[index];
+                let stored = stored(image, block)?;
+                if let Some(plain) = decode_stored(&stored, block) {
+                    left.push((stored, plain, ahead(layout, image, block, most)?));
+                }
+            }
+            let mut tried = Vec::new();
+            for method in &layout.candidates[hint] {
+                for spec in self.encoders.versions(method) {
+                    let proven: Vec<bool> = left
+                        .par_iter()
+                        .map(|(stored, plain, ahead)| {
+                            let ahead = &ahead[..ahead.len().min(method.ahead())];
+                            let sample = Sample {
+                                stored,
+                                plain,
+                                ahead,
+                            };
+                            let spec = std::slice::from_ref(&spec);
+                            self.encoders.prove(sample, spec).is_some()
+                        })
+                        .collect();
+                    if proven.contains(&true) {
+                        let mut proven = proven.into_iter();
+                        left.retain(|_| proven.next() == Some(false));
+                        tried.push(self.specs.len());
+                        self.specs.push(spec);
+                    }
+                }
+            }
+            self.tried.push(tried);
+        }
+        Ok(())
+    }
+
+    /// Claims give back the blocks in which a changed compressed block starts or ends.
+    pub(super) fn give_back(&self, mut claims: Vec<Claim>) -> Vec<Claim> {
+        for index in &self.changed {
+            let range = range(&self.new.layout.blocks[*index]);
+            let first = claims.partition_point(|claim| claim.target.end <= range.start);
+            for claim in &mut claims[first..] {
+                if claim.target.start >= range.end {
+                    break;
+                }
+                claim.without(&range);
+            }
+        }
+        claims.retain(|claim| !claim.target.is_empty());
+        claims
+    }
+
+    /// The changed blocks of the new image, in order.
+    pub(super) fn changed(&self) -> impl Iterator<Item = &CompressedBlock> {
+        self.changed
+            .iter()
+            .map(|index| &self.new.layout.blocks[*index])
+    }
+
+    /// The compressed blocks of the old image, in order.
+    pub(super) fn old_blocks(&self) -> &[CompressedBlock] {
+        &self.old.layout.blocks
+    }
+
+    /// The layout of the new image.
+    pub(super) fn layout(&self) -> &Layout {
+        &self.new.layout
+    }
+
+    /// Bytes after a block that any of its encoders may look at.
+    pub(super) fn most_ahead(&self, block: &CompressedBlock) -> usize {
+        let tried = self.tried.get(block.hint).into_iter().flatten();
+        tried
+            .map(|index| self.specs[*index].method.ahead())
+            .max()
+            .unwrap_or(0)
+    }
+
+    /// The encoder that makes `stored` out of `plain`, by position, and how many
+    /// bytes of `ahead` it wants to see.
+    pub(super) fn encoder(
+        &self,
+        block: &CompressedBlock,
+        stored: &[u8],
+        plain: &[u8],
+        ahead: &[u8],
+    ) -> Option<(usize, usize)> {
+        let tried = self.tried.get(block.hint)?;
+        tried.iter().find_map(|index| {
+            let spec = &self.specs[*index];
+            let ahead = &ahead[..ahead.len().min(spec.method.ahead())];
+            let sample = Sample {
+                stored,
+                plain,
+                ahead,
+            };
+            let proven = self.encoders.prove(sample, std::slice::from_ref(spec));
+            proven.map(|_| (*index, ahead.len()))
+        })
+    }
+
+    pub(super) fn encoder_names(&self) -> Vec<String> {
+        self.specs.iter().map(ToString::to_string).collect()
+    }
+
+    pub(super) fn filesystems(&self) -> [Option<&'static str>; 2] {
+        [self.old.kind(), self.new.kind()]
+    }
+
+    pub(super) fn faults(&self) -> Vec<Fault> {
+        [&self.old, &self.new]
+            .into_iter()
+            .filter_map(|found| found.fault.clone())
+            .collect()
+    }
+}
+
+/// Where a block is stored.
+pub(super) fn range(block: &CompressedBlock) -> Range<usize> {
+    let start = usize::try_from(block.offset).expect("blocks lie within an image in memory");
+    start..start + length(block.length)
+}
+
+/// Bytes of a block.
+pub(super) fn length(length: u32) -> usize {
+    usize::try_from(length).expect("addresses have at least 32 bits")
+}
+
+/// Its plain bytes. The reader of the filesystem decoded it once already, so there
+/// is no block that does not decode, unless the image changes under our hands.
+pub(super) fn decode(image: &[u8], block: &CompressedBlock) -> Option<Vec<u8>> {
+    block
+        .codec
+        .decode(image.get(range(block))?, length(block.decoded_length))
+        .ok()
+}
+
+/// The plain bytes of a block that was read.
+pub(super) fn decode_stored(stored: &[u8], block: &CompressedBlock) -> Option<Vec<u8>> {
+    block
+        .codec
+        .decode(stored, length(block.decoded_length))
+        .ok()
+}
+
+/// A block of the new image as it is stored.
+pub(super) fn stored(image: &dyn Image, block: &CompressedBlock) -> Result<Vec<u8>, MakeError> {
+    read(image, block.offset, block.length.into())
+}
+
+/// At most `wanted` bytes that follow a block of the new image in its file.
+pub(super) fn ahead(
+    layout: &Layout,
+    image: &dyn Image,
+    block: &CompressedBlock,
+    wanted: usize,
+) -> Result<Vec<u8>, MakeError> {
+    let mut ahead = Vec::new();
+    let mut next = block.next;
+    while let Some(offset) = next
+        && ahead.len() < wanted
+    {
+        next = match layout
+            .blocks
+            .binary_search_by_key(&offset, |block| block.offset)
+        {
+            Ok(index) => {
+                let block = &layout.blocks[index];
+                let plain = decode_stored(&stored(image, block)?, block);
+                let Some(plain) = plain.filter(|plain| !plain.is_empty()) else {
+                    break;
+                };
+                ahead.extend(plain);
+                block.next
+            }
+            Err(_) => {
+                let left = size(wanted - ahead.len()).min(image.len().saturating_sub(offset));
+                ahead.extend(read(image, offset, left)?);
+                None
+            }
+        };
+    }
+    ahead.truncate(wanted);
+    Ok(ahead)
+}
+
+fn is_claimed(claims: &[Claim], range: &Range<usize>) -> bool {
+    let next = claims.partition_point(|claim| claim.target.end < range.end);
+    claims
+        .get(next)
+        .is_some_and(|claim| claim.target.start <= range.start)
+}

@@ -1,0 +1,541 @@
+//! From a window of the new image to one operation, or a few when its source would
+//! be too large for one.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use sha2::{Digest, Sha256};
+
+use super::matching::{self, Copy};
+use super::recoding::{self, Recoding, Reproduced, decode_stored, length, range};
+use super::space::Space;
+use super::standard;
+use super::{BLOCK, Made, WINDOW, blocks, read};
+use crate::Image;
+use crate::delta::{Delta, MOST_SOURCE, Piece, SourceBlock};
+use crate::extent::size;
+use crate::filesystem::CompressedBlock;
+use crate::make::{Blocks, MakeError, PreparedKind, PreparedSource};
+use crate::operation::Window as Bytes;
+
+/// A stretch of the new image that has to be made.
+#[derive(Clone, Debug)]
+pub(super) enum Segment {
+    /// Bytes as they are.
+    Plain(Range<usize>),
+    /// A compressed block.
+    Block(CompressedBlock),
+}
+
+impl Segment {
+    fn range(&self) -> Range<usize> {
+        match self {
+            Segment::Plain(range) => range.clone(),
+            Segment::Block(block) => range(block),
+        }
+    }
+
+    /// Bytes to be matched.
+    fn plain(&self) -> usize {
+        match self {
+            Segment::Plain(range) => range.len(),
+            Segment::Block(block) => length(block.decoded_length),
+        }
+    }
+}
+
+/// Segments that are made together. Between two of them may be claimed blocks.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Window(Vec<Segment>);
+
+impl Window {
+    /// Where it starts in the new image.
+    pub(super) fn start(&self) -> usize {
+        self.0.first().map_or(0, |segment| segment.range().start)
+    }
+
+    /// The bytes of the new image that it makes, touching segments joined.
+    fn ranges(&self) -> Vec<Range<usize>> {
+        let mut ranges: Vec<Range<usize>> = Vec::new();
+        for segment in &self.0 {
+            let range = segment.range();
+            match ranges.last_mut() {
+                Some(last) if last.end == range.start => last.end = range.end,
+                _ => ranges.push(range),
+            }
+        }
+        ranges
+    }
+}
+
+/// All that is not claimed, cut into windows.
+pub(super) fn segments(length: usize, claims: &[super::Claim], recoding: &Recoding) -> Vec<Window> {
+    let mut windows = Windows::default();
+    let mut changed = recoding.changed().peekable();
+    let ends = claims.iter().map(|claim| claim.target.clone());
+    let mut start = 0;
+    for claim in ends.chain(std::iter::once(length..length)) {
+        while let Some(block) = changed.next_if(|block| range(block).start < claim.start) {
+            let stored = range(block);
+            windows.plain(start..stored.start);
+            windows.push(Segment::Block(*block));
+            start = stored.end;
+        }
+        windows.plain(start..claim.start);
+        start = claim.end;
+    }
+    windows.finish()
+}
+
+#[derive(Default)]
+struct Windows {
+    done: Vec<Window>,
+    open: Window,
+    plain: usize,
+}
+
+impl Windows {
+    fn plain(&mut self, mut range: Range<usize>) {
+        while !range.is_empty() {
+            let room = WINDOW.saturating_sub(self.plain).max(1);
+            // Cut at a block, so that the next window need not share it.
+            let cut = range.start.saturating_add(room) / BLOCK * BLOCK;
+            let end = if cut > range.start {
+                cut.min(range.end)
+            } else {
+                range.end.min(range.start + room)
+            };
+            self.push(Segment::Plain(range.start..end));
+            range.start = end;
+        }
+    }
+
+    fn push(&mut self, segment: Segment) {
+        if self.plain > 0 && self.plain + segment.plain() > WINDOW {
+            self.close();
+        }
+        self.plain += segment.plain();
+        self.open.0.push(segment);
+        if self.plain >= WINDOW {
+            self.close();
+        }
+    }
+
+    fn close(&mut self) {
+        self.plain = 0;
+        self.done.push(std::mem::take(&mut self.open));
+    }
+
+    fn finish(mut self) -> Vec<Window> {
+        if !self.open.0.is_empty() {
+            self.close();
+        }
+        self.done
+    }
+}
+
+/// Makes operations out of windows.
+pub(super) struct Maker<'a> {
+    pub(super) space: &'a Space,
+    pub(super) new: &'a dyn Image,
+    pub(super) recoding: &'a Recoding<'a>,
+    /// Where its encoders start in the manifest's list.
+    pub(super) first_encoder: usize,
+    /// Only operations that other readers know.
+    pub(super) standard: bool,
+}
+
+/// A window, read and decoded.
+struct Opened {
+    /// What the script makes.
+    plain: Vec<u8>,
+    pieces: Vec<Piece>,
+    /// What the operation writes.
+    result: Vec<u8>,
+    /// How its compressed blocks fared.
+    reproduced: Reproduced,
+}
+
+impl Maker<'_> {
+    pub(super) fn make(&self, window: &Window) -> Result<Made, MakeError> {
+        let opened = self.open(window)?;
+        let mut copies = matching::matches(&opened.plain, self.space.bytes(), self.space.seeds());
+        // What an operation reads lies either in its extents or in decoded blocks.
+        let image = self.space.image();
+        for copy in copies.iter_mut().filter(|copy| copy.source < image) {
+            copy.length = copy.length.min(image - copy.source);
+        }
+        drop_lonely(&mut copies);
+        let mut source = Sources::of(self.space, &copies);
+        if source.size() > MOST_SOURCE {
+            if let Some((first, second)) = halves(window) {
+                let (mut made, rest) = (self.make(&first)?, self.make(&second)?);
+                made.operations.extend(rest.operations);
+                made.bytes += rest.bytes;
+                made.reproduced.add(&rest.reproduced);
+                return Ok(made);
+            }
+            copies = affordable(self.space, copies);
+            source = Sources::of(self.space, &copies);
+        }
+        let bytes = size(opened.result.len());
+        let ranges = window.ranges();
+        let destination: Vec<Blocks> = ranges.iter().map(blocks).collect();
+        let reproduced = opened.reproduced;
+        let (kind, blob) = self.operation(opened, &copies, &source, &ranges)?;
+        Ok(Made {
+            operations: vec![(kind, destination, Some(blob))],
+            bytes,
+            reproduced,
+        })
+    }
+
+    /// Reads a window and decodes what can be encoded again.
+    fn open(&self, window: &Window) -> Result<Opened, MakeError> {
+        let mut opened = Opened {
+            plain: Vec::new(),
+            pieces: Vec::new(),
+            result: Vec::new(),
+            reproduced: Reproduced::default(),
+        };
+        for (number, segment) in window.0.iter().enumerate() {
+            let stored = self.read(segment.range())?;
+            opened.result.extend_from_slice(&stored);
+            let Segment::Block(block) = segment else {
+                opened.push_plain(&stored);
+                continue;
+            };
+            let decoded = decode_stored(&stored, block);
+            let ahead = self.ahead(block)?;
+            let encoder = decoded
+                .as_ref()
+                .and_then(|plain| self.recoding.encoder(block, &stored, plain, &ahead));
+            opened.reproduced.count(stored.len(), encoder.is_some());
+            let (Some(plain), Some((encoder, wanted))) = (decoded, encoder) else {
+                opened.push_plain(&stored);
+                continue;
+            };
+            opened.pieces.push(Piece::Encoded {
+                length: plain.len(),
+                encoder: self.first_encoder + encoder,
+                ahead: wanted,
+            });
+            opened.plain.extend_from_slice(&plain);
+            // What the encoder looks at comes next anyway when the next block is
+            // decoded too; else it is made for its eyes only.
+            if wanted > 0 && !self.follows(window.0.get(number + 1), &ahead[..wanted])? {
+                opened.pieces.push(Piece::Hidden { length: wanted });
+                opened.plain.extend_from_slice(&ahead[..wanted]);
+            }
+        }
+        Ok(opened)
+    }
+
+    /// Whether the plain bytes of `next` begin with `ahead`. Only one segment is
+    /// looked at, and only one that will certainly be plain bytes or encoded.
+    fn follows(&self, next: Option<&Segment>, ahead: &[u8]) -> Result<bool, MakeError> {
+        let Some(Segment::Block(block)) = next else {
+            return Ok(false);
+        };
+        let stored = self.read(range(block))?;
+        let plain = decode_stored(&stored, block);
+        let Some(plain) = plain.filter(|plain| plain.starts_with(ahead)) else {
+            return Ok(false);
+        };
+        let shown = self.ahead(block)?;
+        Ok(self
+            .recoding
+            .encoder(block, &stored, &plain, &shown)
+            .is_some())
+    }
+
+    /// What the encoder of `block` may look at.
+    fn ahead(&self, block: &CompressedBlock) -> Result<Vec<u8>, MakeError> {
+        let wanted = self.recoding.most_ahead(block);
+        recoding::ahead(self.recoding.layout(), self.new, block, wanted)
+    }
+
+    fn read(&self, range: Range<usize>) -> Result<Vec<u8>, MakeError> {
+        read(self.new, size(range.start), size(range.len()))
+    }
+
+    fn operation(
+        &self,
+        opened: Opened,
+        copies: &[Copy],
+        source: &Sources,
+        ranges: &[Range<usize>],
+    ) -> Result<(PreparedKind, Vec<u8>), MakeError> {
+        let failed = |source| MakeError::Scratch {
+            operation: "compress for",
+            offset: 0,
+            source,
+        };
+        let window = Bytes {
+            skip: size(ranges.first().map_or(0, |range| range.start % BLOCK)),
+            length: size(opened.result.len()),
+        };
+        let recompressed = opened
+            .pieces
+            .iter()
+            .any(|piece| matches!(piece, Piece::Encoded { .. }));
+        let bytes = source.bytes(self.space);
+        if self.standard {
+            return standard::operation(
+                opened.result,
+                bytes,
+                source.extents.iter().map(blocks).collect(),
+            );
+        }
+        let copies = source.renamed(copies);
+        let mut whole = bytes.clone();
+        whole.extend(source.decoded(self.space));
+        let delta = Delta {
+            blocks: source.source_blocks(self.space),
+            script: crate::delta::Script::write(&opened.plain, &whole, &copies),
+            pieces: opened.pieces,
+            crc: crc32fast::hash(&opened.result),
+        };
+        drop(whole);
+        let blob = delta.to_bytes().map_err(failed)?;
+        let end = usize::try_from(self.new.len()).unwrap_or(usize::MAX);
+        let whole_blocks = window.skip == 0
+            && ranges
+                .iter()
+                .all(|range| range.len() % BLOCK == 0 || range.end == end);
+        if !recompressed && whole_blocks && blob.len() > opened.result.len() / 4 {
+            let packed = zstd::bulk::compress(&opened.result, REPLACE_LEVEL).map_err(failed)?;
+            if packed.len() <= blob.len() {
+                return Ok((PreparedKind::ReplaceZstd, packed));
+            }
+        }
+        let old = (!source.extents.is_empty()).then(|| PreparedSource {
+            blocks: source.extents.iter().map(blocks).collect(),
+            sha256: Sha256::digest(&bytes).into(),
+        });
+        let kind = if recompressed {
+            PreparedKind::Recompress {
+                source: old,
+                window,
+            }
+        } else {
+            PreparedKind::Delta {
+                source: old,
+                window,
+            }
+        };
+        Ok((kind, blob))
+    }
+}
+
+/// Level of zstd for windows of which the old image has nothing.
+const REPLACE_LEVEL: i32 = 19;
+
+impl Opened {
+    fn push_plain(&mut self, bytes: &[u8]) {
+        self.plain.extend_from_slice(bytes);
+        match self.pieces.last_mut() {
+            Some(Piece::Plain { length }) => *length += bytes.len(),
+            _ => self.pieces.push(Piece::Plain {
+                length: bytes.len(),
+            }),
+        }
+    }
+}
+
+/// Two windows of half the plain bytes each; none for what cannot be cut.
+fn halves(window: &Window) -> Option<(Window, Window)> {
+    let half = window.0.iter().map(Segment::plain).sum::<usize>() / 2;
+    let (mut first, mut second) = (Window::default(), Window::default());
+    let mut plain = 0;
+    for segment in &window.0 {
+        match segment {
+            _ if plain >= half => second.0.push(segment.clone()),
+            Segment::Plain(range) if plain + range.len() > half && range.len() > 2 * BLOCK => {
+                let cut = (range.start + (half - plain))
+                    .next_multiple_of(BLOCK)
+                    .min(range.end);
+                first.0.push(Segment::Plain(range.start..cut));
+                if cut < range.end {
+                    second.0.push(Segment::Plain(cut..range.end));
+                }
+            }
+            _ => first.0.push(segment.clone()),
+        }
+        plain += segment.plain();
+    }
+    (!first.0.is_empty() && !second.0.is_empty()).then_some((first, second))
+}
+
+/// The parts of the old image that copies read.
+struct Sources {
+    /// Whole blocks of the image, sorted and apart.
+    extents: Vec<Range<usize>>,
+    /// Where each extent starts among all of them.
+    starts: Vec<usize>,
+    /// Decoded blocks by index in the space, sorted, with where their plain bytes
+    /// start in the space and behind the extents.
+    blocks: Vec<(usize, Range<usize>, usize)>,
+    size: usize,
+}
+
+impl Sources {
+    fn of(space: &Space, copies: &[Copy]) -> Self {
+        let mut extents: Vec<Range<usize>> = Vec::new();
+        let mut indexes: Vec<usize> = Vec::new();
+        for copy in copies {
+            let range = copy.source_range();
+            if range.end <= space.image() {
+                extents.push(range);
+            } else {
+                indexes.extend(space.blocks(&range));
+            }
+        }
+        indexes.sort_unstable();
+        indexes.dedup();
+        extents.extend(indexes.iter().map(|index| range(&space.block(*index).1)));
+        let extents = whole_blocks(extents, space.image());
+        let mut size = 0;
+        let starts = extents.iter().map(|extent| {
+            size += extent.len();
+            size - extent.len()
+        });
+        let starts: Vec<usize> = starts.collect();
+        let mut blocks = Vec::new();
+        for index in indexes {
+            let (start, block) = space.block(index);
+            let plain = length(block.decoded_length);
+            blocks.push((index, *start..start + plain, size));
+            size += plain;
+        }
+        Self {
+            extents,
+            starts,
+            blocks,
+            size,
+        }
+    }
+
+    /// Bytes of extents and decoded blocks.
+    fn size(&self) -> usize {
+        self.size
+    }
+
+    /// The bytes of the extents.
+    fn bytes(&self, space: &Space) -> Vec<u8> {
+        let extents = self.extents.iter();
+        extents
+            .flat_map(|extent| &space.bytes()[extent.clone()])
+            .copied()
+            .collect()
+    }
+
+    /// The bytes of the decoded blocks.
+    fn decoded(&self, space: &Space) -> Vec<u8> {
+        let blocks = self.blocks.iter();
+        blocks
+            .flat_map(|(_, plain, _)| &space.bytes()[plain.clone()])
+            .copied()
+            .collect()
+    }
+
+    fn source_blocks(&self, space: &Space) -> Vec<SourceBlock> {
+        let blocks = self.blocks.iter().map(|(index, plain, _)| {
+            let (_, block) = space.block(*index);
+            let stored = range(block);
+            SourceBlock {
+                start: self.in_extents(stored.start),
+                stored: stored.len(),
+                plain: plain.len(),
+                codec: block.codec,
+            }
+        });
+        blocks.collect()
+    }
+
+    /// The copies with positions in the operation's own source.
+    fn renamed(&self, copies: &[Copy]) -> Vec<crate::delta::Copy> {
+        let renamed = copies.iter().map(|copy| {
+            let after = self
+                .blocks
+                .partition_point(|(_, plain, _)| plain.start <= copy.source);
+            let source = match after.checked_sub(1).map(|index| &self.blocks[index]) {
+                Some((_, plain, start)) if copy.source < plain.end => {
+                    start + (copy.source - plain.start)
+                }
+                _ => self.in_extents(copy.source),
+            };
+            crate::delta::Copy {
+                target: copy.target,
+                source,
+                length: copy.length,
+            }
+        });
+        renamed.collect()
+    }
+
+    fn in_extents(&self, position: usize) -> usize {
+        let index = self
+            .extents
+            .partition_point(|extent| extent.start <= position)
+            - 1;
+        self.starts[index] + (position - self.extents[index].start)
+    }
+}
+
+/// The blocks that ranges touch, joined where they meet.
+fn whole_blocks(mut ranges: Vec<Range<usize>>, end: usize) -> Vec<Range<usize>> {
+    ranges.sort_unstable_by_key(|range| range.start);
+    let mut joined: Vec<Range<usize>> = Vec::new();
+    for range in ranges {
+        let start = range.start / BLOCK * BLOCK;
+        let end = range.end.next_multiple_of(BLOCK).min(end);
+        match joined.last_mut() {
+            Some(last) if start <= last.end => last.end = last.end.max(end),
+            _ => joined.push(start..end),
+        }
+    }
+    joined
+}
+
+/// Drops short copies that nearly alone need a block of the source: reading and naming
+/// it costs more than their bytes.
+fn drop_lonely(copies: &mut Vec<Copy>) {
+    /// Bytes that a block of the source must give.
+    const WORTH: usize = 128;
+
+    let units = |copy: &Copy| copy.source / BLOCK..copy.source_range().end.div_ceil(BLOCK);
+    let mut used: HashMap<usize, usize> = HashMap::new();
+    for copy in copies.iter() {
+        for unit in units(copy) {
+            *used.entry(unit).or_default() += copy.length;
+        }
+    }
+    copies.retain(|copy| {
+        copy.length >= WORTH
+            || units(copy).all(|unit| used.get(&unit).is_some_and(|used| *used >= WORTH))
+    });
+}
+
+/// The longest copies whose sources fit one operation, in their order.
+fn affordable(space: &Space, copies: Vec<Copy>) -> Vec<Copy> {
+    let mut order: Vec<usize> = (0..copies.len()).collect();
+    order.sort_by_key(|index| std::cmp::Reverse(copies[*index].length));
+    // The size grows with the number of copies, so the most that fit can be bisected.
+    let fits = |count: usize| {
+        let chosen: Vec<Copy> = order[..count].iter().map(|index| copies[*index]).collect();
+        Sources::of(space, &chosen).size() <= MOST_SOURCE
+    };
+    let (mut good, mut bad) = (0, order.len());
+    while good + 1 < bad {
+        let middle = usize::midpoint(good, bad);
+        if fits(middle) {
+            good = middle
+        } else {
+            bad = middle
+        }
+    }
+    let mut chosen = order[..good].to_vec();
+    chosen.sort_unstable();
+    chosen.into_iter().map(|index| copies[index]).collect()
+}
