@@ -13,7 +13,7 @@ use super::{
 };
 use crate::semaphore::places::{self, Acquire, Fenced, Place, Request};
 use crate::semaphore::{
-    Compare, Holder, Key, Kind, LeaseId, Look, Mode, Phase, Snapshot, TicketKey, failures,
+    Holder, Key, Kind, LeaseId, Look, Mode, Phase, Record, Snapshot, TicketKey, Write, failures,
 };
 use crate::window::duration;
 
@@ -720,8 +720,13 @@ impl Agent {
                 transaction,
                 ticket,
             } => {
-                let takes = transaction.when.contains(&Compare::Modified(Key::Halt, 0));
-                if takes && !fresh && !snapshot.document_only {
+                // A place of its own has a deadline from the start; those that it
+                // gives to others get theirs when they are confirmed.
+                let takes = transaction.then.iter().any(|write| {
+                    matches!(write, Write::Put(Key::Holder(holder), Record::Holder(record), _)
+                        if *holder == id && record.phase == Phase::Draining)
+                });
+                if takes && !fresh {
                     self.lease_deadline(out);
                 } else {
                     queue.ticket = ticket;

@@ -6,7 +6,9 @@ use super::bench::{Bench, options};
 use super::{HOUR, semaphore, take};
 use crate::coordinator::{Action, Agent, Event, Health, Identity, Lock, Moment, Options, Window};
 use crate::semaphore::places::{self, Acquire, Request};
-use crate::semaphore::{Holder, Key, Kind, LeaseId, Max, Phase, failures, steering};
+use crate::semaphore::{
+    Holder, Key, Kind, LeaseId, Max, Phase, Record, Transaction, Write, failures, steering,
+};
 use crate::store::Fault;
 
 #[test]
@@ -90,6 +92,49 @@ fn a_ticket_whose_lease_has_ended_is_replaced_at_once() {
     bench.others(|snapshot| places::unlock(snapshot, &"b".into(), "unlocked", 0));
     bench.live();
     assert!(bench.is_done(2), "{:?}", bench.seen);
+}
+
+#[test]
+fn who_finds_free_places_serves_the_queue_when_the_first_in_line_does_not() {
+    let mut bench = semaphore();
+    bench.others(|snapshot| take(snapshot, "x", Kind::Manual));
+    // It waits, and its agent is cut off.
+    let first = Request {
+        id: "b".into(),
+        rank: 50,
+        holder: Holder::new(Kind::Reboot, "b-1"),
+        confirm: true,
+        ticket_lease: bench.group.grant_lease(24 * HOUR),
+        deadline_lease: LeaseId::default(),
+    };
+    bench.others(
+        |snapshot| match places::acquire(snapshot, &first, None, false, 0) {
+            Acquire::Commit { transaction, .. } => Some(transaction),
+            _ => None,
+        },
+    );
+    bench.run(Duration::from_secs(60), |_| false);
+    assert_eq!(bench.snapshot().queue_length, 2);
+    // A tool that knows nothing of the queue makes room.
+    bench.others(|snapshot| {
+        let mut document = snapshot.places().clone();
+        document.set_max(3);
+        Some(Transaction {
+            then: vec![Write::Put(
+                Key::Document,
+                Record::Document(document),
+                LeaseId::default(),
+            )],
+            ..Transaction::default()
+        })
+    });
+    let calls = bench.calls;
+    bench.run(Duration::from_secs(400), |bench| bench.reboots > 0);
+    assert_eq!(bench.reboots, 1, "{:?}", bench.seen);
+    let calls = bench.calls - calls;
+    assert!(calls < 20, "{calls} calls");
+    let granted = &bench.snapshot().holders[&"b".into()];
+    assert_eq!(granted.value.as_ref().unwrap().phase, Phase::Granted);
 }
 
 #[test]
