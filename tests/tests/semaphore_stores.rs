@@ -507,7 +507,7 @@ async fn the_v2_api_shares_the_document_with_the_original() {
     let mut watch = store.watch(vec![Key::Document], empty.revision);
     item("v2", &mut watch).await;
     let seen = store.load(&Look::default()).await.unwrap();
-    let mut document = seen.places();
+    let mut document = seen.places().clone();
     document.lock(&"a&b=c/é".into()).unwrap();
     let lock = |document: &Document, modified: Revision| Transaction {
         when: vec![
@@ -564,7 +564,7 @@ async fn the_v2_api_shares_the_document_with_the_original() {
     let mut crowd = Vec::new();
     for i in 0..20 {
         let store = Arc::clone(&store);
-        let mut document = before.places();
+        let mut document = before.places().clone();
         document.set_max(i);
         let transaction = lock(&document, before.document.modified);
         crowd.push(tokio::spawn(async move {
@@ -769,6 +769,7 @@ fn shifted(mut snapshot: Snapshot, offset: Revision) -> Snapshot {
     shift(&mut halt.created, &mut halt.modified);
     shift(&mut failures.created, &mut failures.modified);
     for holder in Arc::make_mut(&mut snapshot.holders).values_mut() {
+        let holder = Arc::make_mut(holder);
         shift(&mut holder.created, &mut holder.modified);
     }
     snapshot

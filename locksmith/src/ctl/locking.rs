@@ -83,7 +83,7 @@ fn take_step(
 /// The original looks for a free place first, so a holder learns that it is one
 /// only where there is.
 fn held_already(snapshot: &Snapshot, request: &Request) -> CtlError {
-    match snapshot.places().lock(&request.id) {
+    match snapshot.places().clone().lock(&request.id) {
         Err(LockRefusal::Full(free)) if request.holder.kind == Kind::Manual => {
             CtlError::NoPlace(Refusal::Full(free))
         }
@@ -156,7 +156,7 @@ mod tests {
     use crate::store::{Fault, MemoryStore};
 
     async fn places_of(store: &MemoryStore) -> (i64, Vec<String>) {
-        let places = store.load(&Look::default()).await.unwrap().places();
+        let places = store.load(&Look::default()).await.unwrap().places().clone();
         let ids = places.holders.iter().map(ToString::to_string);
         (places.semaphore, ids.collect())
     }
@@ -244,7 +244,7 @@ mod tests {
         let store = group().await;
         // An older tool unlocks: it knows the document alone.
         let snapshot = store.load(&Look::default()).await.unwrap();
-        let mut places = snapshot.places();
+        let mut places = snapshot.places().clone();
         places.unlock(&"b".into()).unwrap();
         let document = crate::semaphore::Record::Document(places);
         let transaction = crate::semaphore::Transaction {

@@ -30,11 +30,11 @@ pub(super) async fn status(invocation: &Invocation<'_>) -> Result<(), CtlError> 
     let snapshot = first_look(&store, &Look::default(), "reading").await?;
     if invocation.globals.json {
         return print_json(&Status {
-            group: Report::new(settings.group.as_str(), &snapshot, &snapshot.places()),
+            group: Report::new(settings.group.as_str(), &snapshot, snapshot.places()),
             window: window_report(invocation.globals, &settings),
         });
     }
-    put(&show::status(&snapshot.places()))?;
+    put(&show::status(snapshot.places()))?;
     if invocation.values.is_on("verbose") || io::stdout().is_terminal() {
         let mut remarks = show::remarks(&snapshot, now());
         remarks.extend(window_remark(invocation.globals, &settings));
@@ -50,7 +50,7 @@ pub(super) async fn holders(invocation: &Invocation<'_>) -> Result<(), CtlError>
     let store = settings.open_store().map_err(CtlError::contact)?;
     let snapshot = first_look(&store, &Look::default(), "reading").await?;
     if invocation.globals.json {
-        return print_json(&show::holder_reports(&snapshot, &snapshot.places()));
+        return print_json(&show::holder_reports(&snapshot, snapshot.places()));
     }
     if snapshot.places().holders.is_empty() {
         say("Nobody holds the lock.");
@@ -67,7 +67,7 @@ pub(super) async fn watch(invocation: &Invocation<'_>) -> Result<(), CtlError> {
     if invocation.globals.json {
         print_status(&settings.group, &seen)?;
     } else {
-        put(&show::status(&seen.places()))?;
+        put(&show::status(seen.places()))?;
         say("Watching; Ctrl-C ends.");
     }
     let mut troubled = false;
@@ -107,7 +107,7 @@ pub(super) async fn watch(invocation: &Invocation<'_>) -> Result<(), CtlError> {
 }
 
 fn print_status(group: &GroupName, snapshot: &Snapshot) -> Result<(), CtlError> {
-    print_json(&Report::new(group.as_str(), snapshot, &snapshot.places()))
+    print_json(&Report::new(group.as_str(), snapshot, snapshot.places()))
 }
 
 /// The group, and when this machine may reboot.

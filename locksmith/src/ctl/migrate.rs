@@ -76,7 +76,7 @@ pub(super) async fn migrate(invocation: &Invocation<'_>) -> Result<(), CtlError>
 
 async fn look(store: &dyn SemaphoreStore) -> Result<Document, CtlError> {
     let snapshot = first_look(store, &Look::default(), MIGRATING).await?;
-    Ok(snapshot.places())
+    Ok(snapshot.places().clone())
 }
 
 async fn close_new(store: &dyn SemaphoreStore) -> Result<(), CtlError> {

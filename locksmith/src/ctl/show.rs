@@ -446,10 +446,12 @@ mod tests {
         let ids = holders.iter().map(|(id, _)| MachineId::new(id));
         Snapshot {
             revision: 9,
-            document: versioned(Document::new(max, ids)),
+            document: versioned(Document::new(max, ids).into()),
             holders: holders
                 .iter()
-                .filter_map(|(id, holder)| Some((MachineId::new(id), versioned(holder.clone()?))))
+                .filter_map(|(id, holder)| {
+                    Some((MachineId::new(id), versioned(holder.clone()?).into()))
+                })
                 .collect::<BTreeMap<_, _>>()
                 .into(),
             ..Snapshot::default()
@@ -549,7 +551,7 @@ old         -          -       -      -           -      no record: an older too
             "b",
         );
         let places = group.places();
-        let json = serde_json::to_value(Report::new("g", &group, &places)).unwrap();
+        let json = serde_json::to_value(Report::new("g", &group, places)).unwrap();
         assert_eq!(json["group"], "g");
         assert_eq!(json["available"], 1);
         assert_eq!(json["holders"][0]["id"], "a");

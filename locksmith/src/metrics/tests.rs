@@ -50,7 +50,7 @@ fn parse(text: &str) -> BTreeMap<String, f64> {
     samples
 }
 
-fn holder(phase: Phase, since: i64) -> Versioned<Holder> {
+fn holder(phase: Phase, since: i64) -> Arc<Versioned<Holder>> {
     let value = Holder {
         phase,
         kind: Kind::Reboot,
@@ -64,7 +64,7 @@ fn holder(phase: Phase, since: i64) -> Versioned<Holder> {
         nonce: String::new(),
         ticket: None,
     };
-    versioned(value)
+    Arc::new(versioned(value))
 }
 
 fn versioned<T>(value: T) -> Versioned<T> {
@@ -85,7 +85,7 @@ fn snapshot() -> Snapshot {
         nonce: String::new(),
     };
     let ticket = Ticket {
-        holder: holder(Phase::Draining, 0).value.unwrap(),
+        holder: holder(Phase::Draining, 0).value.clone().unwrap(),
         confirm: true,
         since: 940,
         lease: Default::default(),
@@ -96,7 +96,10 @@ fn snapshot() -> Snapshot {
         id: "q".into(),
     };
     Snapshot {
-        document: versioned(Document::new(5, ["a".into(), "b".into(), "old".into()])),
+        document: versioned(Arc::new(Document::new(
+            5,
+            ["a".into(), "b".into(), "old".into()],
+        ))),
         policy: versioned(Policy {
             paused: Some(Paused {
                 by: String::new(),

@@ -50,15 +50,18 @@ pub enum LockRefusal {
 #[error("holder does not exist")]
 pub struct NotHolder;
 
+/// What a group starts with: one place, free.
+pub(super) static UNUSED: Document = Document {
+    semaphore: 1,
+    max: 1,
+    holders: Vec::new(),
+    null: true,
+};
+
 impl Default for Document {
     /// What a group starts with: one place, free.
     fn default() -> Self {
-        Self {
-            semaphore: 1,
-            max: 1,
-            holders: Vec::new(),
-            null: true,
-        }
+        UNUSED.clone()
     }
 }
 
@@ -205,11 +208,9 @@ impl Document {
         self.max = max;
     }
 
-    /// Sorts the holders and drops repeated ones; the numbers stay.
-    pub(super) fn heal_order(&mut self) {
-        if !self.holders.is_sorted_by(|a, b| a < b) {
-            self.sort();
-        }
+    /// Whether the holders are sorted and none is there twice.
+    pub(super) fn is_in_order(&self) -> bool {
+        self.holders.is_sorted_by(|a, b| a < b)
     }
 
     /// Sorts the holders, drops repeated ones and makes `semaphore` agree with
@@ -228,7 +229,8 @@ impl Document {
         healed.semaphore == self.semaphore && healed.holders == self.holders
     }
 
-    fn sort(&mut self) {
+    /// Sorts the holders and drops repeated ones; the numbers stay.
+    pub(super) fn sort(&mut self) {
         self.null = false;
         self.holders.sort_unstable();
         self.holders.dedup();

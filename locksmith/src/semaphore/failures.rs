@@ -5,6 +5,8 @@
 //! machine or by anybody who notices; the transaction that spends the last of
 //! the budget sets the halt as well, so there is no moment between the two.
 
+use std::cmp::Ordering;
+
 use super::key::Key;
 use super::places::{Draft, on_holder, put_holder};
 use super::record::{Failure, FailureKind, Failures, Halt, Holder, Kind, Phase, Policy, Record};
@@ -22,17 +24,23 @@ pub fn mark_overdue(snapshot: &Snapshot, now: i64) -> Option<Transaction> {
     // so that one pass over both is enough.
     let mut deadlines = snapshot.deadlines.iter().peekable();
     let (id, record, holder) = snapshot.holders.iter().find_map(|(id, record)| {
-        while deadlines.next_if(|other| *other < id).is_some() {}
         let holder = record.value.as_ref()?;
         let underway = matches!(
             holder.phase,
             Phase::Draining | Phase::Rebooting | Phase::Verifying
         );
-        let late = underway
-            && holder.kind != Kind::Manual
-            && deadlines.peek() != Some(&id)
-            && snapshot.places().holds(id);
-        late.then_some((id, record, holder))
+        if !underway || holder.kind == Kind::Manual {
+            return None;
+        }
+        while let Some(other) = deadlines.peek() {
+            match (*other).cmp(id) {
+                Ordering::Less => deadlines.next(),
+                Ordering::Equal => return None,
+                Ordering::Greater => break,
+            };
+        }
+        let holds = snapshot.places().holds(id);
+        holds.then_some((id, record, holder))
     })?;
     let reason = match (holder.kind, holder.phase) {
         (Kind::Fleetlock, _) => "did not report steady-state in time",

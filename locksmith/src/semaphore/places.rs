@@ -14,6 +14,8 @@
 //! nothing. A transaction that loses the race for the document leaves a ticket
 //! behind instead; however many come at once, nobody needs a third attempt.
 
+use std::borrow::Cow;
+
 use super::document::Document;
 use super::key::{Key, TicketKey};
 use super::record::{Holder, Kind, Outcome, Phase, Record, Ticket};
@@ -172,7 +174,7 @@ pub fn acquire(
     let first = draft.granted.first() == Some(id);
     let granted = draft.granted.contains(id);
     let straight = draft.has_room()
-        && (adopted || (!granted && !others_wait && draft.document.lock(id).is_ok()));
+        && (adopted || (!granted && !others_wait && draft.document.to_mut().lock(id).is_ok()));
     if straight {
         draft.take(request, mine, now);
         let fresh = ticket_key(snapshot, request);
@@ -222,7 +224,7 @@ fn acquire_by_document(snapshot: &Snapshot, request: &Request) -> Acquire {
             },
         });
     }
-    match draft.document.lock(&request.id) {
+    match draft.document.to_mut().lock(&request.id) {
         Ok(()) => Acquire::Commit {
             transaction: draft.finish(Vec::new()),
             ticket: None,
@@ -388,7 +390,7 @@ pub fn withdraw(snapshot: &Snapshot, ticket: &TicketKey) -> Transaction {
         then: vec![
             Write::Put(
                 Key::Document,
-                Record::Document(snapshot.places()),
+                Record::Document(snapshot.places().clone()),
                 LeaseId::default(),
             ),
             Write::Delete(Key::Ticket(ticket.clone())),
@@ -417,7 +419,8 @@ pub fn held<'a>(snapshot: &'a Snapshot, id: &MachineId, token: Revision) -> Opti
 /// A change of the places under construction.
 pub(super) struct Draft<'a> {
     snapshot: &'a Snapshot,
-    pub(super) document: Document,
+    /// Most who look change nothing, so it is not copied before it must be.
+    pub(super) document: Cow<'a, Document>,
     pub(super) when: Vec<Compare>,
     pub(super) then: Vec<Write>,
     /// In the order of the queue.
@@ -429,8 +432,10 @@ pub(super) struct Draft<'a> {
 
 impl<'a> Draft<'a> {
     pub(super) fn new(snapshot: &'a Snapshot) -> Self {
-        let mut document = snapshot.places();
-        document.heal_order();
+        let mut document = Cow::Borrowed(snapshot.places());
+        if !document.is_in_order() {
+            document.to_mut().sort();
+        }
         let mut draft = Self {
             snapshot,
             document,
@@ -450,7 +455,10 @@ impl<'a> Draft<'a> {
         let Some(percent) = policy.and_then(|policy| policy.max_percent) else {
             return;
         };
-        self.document.set_max(share(self.snapshot.members, percent));
+        let places = share(self.snapshot.members, percent);
+        if self.document.max != places {
+            self.document.to_mut().set_max(places);
+        }
     }
 
     /// Takes dead grants back and gives free places to the queue. Returns whether
@@ -466,13 +474,13 @@ impl<'a> Draft<'a> {
             return snapshot.queue_length > 0;
         }
         for (key, ticket) in snapshot.queue.iter() {
-            let taken = self.document.holds(&key.id)
-                || snapshot.holders.contains_key(&key.id)
-                || self.leaver.as_ref() == Some(&key.id);
+            let taken = snapshot.holders.contains_key(&key.id)
+                || self.leaver.as_ref() == Some(&key.id)
+                || self.document.holds(&key.id);
             if taken {
                 continue;
             }
-            if !self.has_room() || self.document.lock(&key.id).is_err() {
+            if !self.has_room() || self.document.to_mut().lock(&key.id).is_err() {
                 return true;
             }
             self.grant(key, ticket, now);
@@ -487,11 +495,7 @@ impl<'a> Draft<'a> {
 
     /// Whether committing it would change nothing.
     fn is_idle(&self) -> bool {
-        self.then.is_empty()
-            && match &self.snapshot.document.value {
-                Some(document) => self.document == *document,
-                None => self.document == Document::default(),
-            }
+        self.then.is_empty() && *self.document == *self.snapshot.places()
     }
 
     fn grant(&mut self, key: &TicketKey, ticket: &Ticket, now: i64) {
@@ -540,7 +544,7 @@ impl<'a> Draft<'a> {
                 continue;
             };
             let dead = holder.phase == Phase::Granted && gone(snapshot, holder);
-            if dead && self.has_room() && self.document.unlock(id).is_ok() {
+            if dead && self.has_room() && self.document.to_mut().unlock(id).is_ok() {
                 let key = Key::Holder(id.clone());
                 self.when
                     .push(Compare::Modified(key.clone(), record.modified));
@@ -552,7 +556,7 @@ impl<'a> Draft<'a> {
     /// Takes `id` off its place and leaves a line in its history.
     pub(super) fn leave(&mut self, id: &MachineId, how: &str, now: i64) {
         // Whoever has a record without a place leaves the record.
-        let _ = self.document.unlock(id);
+        let _ = self.document.to_mut().unlock(id);
         self.leaver = Some(id.clone());
         if self.snapshot.document_only {
             return;
@@ -615,7 +619,7 @@ impl<'a> Draft<'a> {
         }
         self.then.push(Write::Put(
             Key::Document,
-            Record::Document(self.document),
+            Record::Document(self.document.into_owned()),
             LeaseId::default(),
         ));
         Transaction {
@@ -695,9 +699,8 @@ fn stands(snapshot: &Snapshot, key: &TicketKey) -> bool {
 }
 
 fn waiting(snapshot: &Snapshot, key: &TicketKey, soon: bool) -> Acquire {
-    let ahead = snapshot.queue.iter().take_while(|(other, _)| other < key);
     Acquire::Waiting {
-        ahead: ahead.count(),
+        ahead: snapshot.queue.partition_point(|(other, _)| other < key),
         soon,
     }
 }

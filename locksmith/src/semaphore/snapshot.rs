@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::document::Document;
+use super::document::{Document, UNUSED};
 use super::key::{Key, TicketKey};
 use super::record::{Failures, Halt, Holder, Outcome, Policy, Record, Ticket};
 use crate::machine_id::MachineId;
@@ -62,7 +62,7 @@ pub struct Snapshot {
     /// there is no queue, no halt and no failure budget then.
     pub document_only: bool,
     /// The places. Absent: nobody has used the group yet.
-    pub document: Versioned<Document>,
+    pub document: Versioned<Arc<Document>>,
     /// How the group behaves.
     pub policy: Versioned<Policy>,
     /// Whether it is halted.
@@ -70,7 +70,7 @@ pub struct Snapshot {
     /// What burned the budget.
     pub failures: Versioned<Failures>,
     /// All records of holders, those without a place included.
-    pub holders: Arc<BTreeMap<MachineId, Versioned<Holder>>>,
+    pub holders: Arc<BTreeMap<MachineId, Arc<Versioned<Holder>>>>,
     /// Holders whose deadline has not passed.
     pub deadlines: Arc<BTreeSet<MachineId>>,
     /// The head of the queue, at most [`Snapshot::QUEUE_WINDOW`] tickets, in
@@ -92,8 +92,8 @@ impl Snapshot {
 
     /// The places; a group that nobody has used has one, free.
     #[must_use]
-    pub fn places(&self) -> Document {
-        self.document.value.clone().unwrap_or_default()
+    pub fn places(&self) -> &Document {
+        self.document.value.as_deref().unwrap_or(&UNUSED)
     }
 }
 

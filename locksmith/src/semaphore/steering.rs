@@ -54,7 +54,7 @@ pub fn set_max(snapshot: &Snapshot, max: Max, now: i64) -> (i64, i64, Transactio
     let changed = policy.max_percent != percent;
     policy.max_percent = percent;
     let mut draft = Draft::new(snapshot);
-    draft.document.set_max(count);
+    draft.document.to_mut().set_max(count);
     draft.serve(now);
     if changed {
         draft

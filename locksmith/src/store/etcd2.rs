@@ -221,7 +221,7 @@ impl Shared {
                 })?;
                 snapshot.revision = index.max(node.modified_index);
                 snapshot.document = Versioned {
-                    value: Some(document),
+                    value: Some(Arc::new(document)),
                     created: node.created_index,
                     modified: node.modified_index,
                 };

@@ -359,14 +359,14 @@ impl MemoryGroup {
     fn show(&mut self, key: &Key, entry: Option<&Entry>, is_new: bool) {
         let view = &mut self.view;
         match key {
-            Key::Document => view.document = versioned!(entry, Document),
+            Key::Document => view.document = shared(versioned!(entry, Document)),
             Key::Policy => view.policy = versioned!(entry, Policy),
             Key::Halt => view.halt = versioned!(entry, Halt),
             Key::Failures => view.failures = versioned!(entry, Failures),
             Key::Holder(id) => {
                 let holders = Arc::make_mut(&mut view.holders);
                 if entry.is_some() {
-                    holders.insert(id.clone(), versioned!(entry, Holder));
+                    holders.insert(id.clone(), Arc::new(versioned!(entry, Holder)));
                 } else {
                     holders.remove(id);
                 }
@@ -425,6 +425,14 @@ impl MemoryGroup {
             }
             (Err(_), _) => {}
         }
+    }
+}
+
+fn shared<T>(versioned: Versioned<T>) -> Versioned<Arc<T>> {
+    Versioned {
+        value: versioned.value.map(Arc::new),
+        created: versioned.created,
+        modified: versioned.modified,
     }
 }
 

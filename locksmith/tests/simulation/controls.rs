@@ -100,6 +100,7 @@ impl Broken {
                         .filter(|id| !holders.contains_key(*id))
                         .count();
                     let strangers = i64::try_from(strangers).expect("a small number");
+                    let document = std::sync::Arc::make_mut(document);
                     document.set_max(document.max + strangers);
                 }
             }

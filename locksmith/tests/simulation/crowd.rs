@@ -94,7 +94,7 @@ fn contend(commands: usize, seed: u64) -> u64 {
         }
     }
     assert!(those.iter().all(|one| one.done));
-    let places = group.load(&Look::default()).places();
+    let places = group.load(&Look::default()).places().clone();
     assert_eq!((places.semaphore, places.holders.len()), (0, commands));
     sent
 }

@@ -102,7 +102,7 @@ impl World {
             }
             Act::LegacyLock(id) => {
                 author = Author::Legacy(id.clone());
-                let locked = legacy_lock(&snapshot.places(), id);
+                let locked = legacy_lock(snapshot.places(), id);
                 if locked.is_none() && self.faults().is_some() {
                     let again = Duration::from_secs(self.rng.u64(10..60));
                     self.plan(self.now + again, What::Act(act.clone()));
@@ -111,7 +111,7 @@ impl World {
             }
             Act::LegacyUnlock(id) => {
                 author = Author::Legacy(id.clone());
-                let mut document = snapshot.places();
+                let mut document = snapshot.places().clone();
                 let unlocked = document.unlock(id).is_ok();
                 unlocked.then(|| on_document(&snapshot, document))
             }
@@ -221,7 +221,7 @@ impl World {
         let every = self.faults()?.edits;
         self.count("edit by hand");
         self.plan_next(every, What::Act(Act::Edit));
-        let mut document = snapshot.places();
+        let mut document = snapshot.places().clone();
         match self.rng.u8(..4) {
             0 => {
                 return Some(Transaction {
@@ -240,7 +240,7 @@ impl World {
     }
 
     fn is_dead(&self, id: &MachineId) -> bool {
-        let mut those = self.machines.iter().filter(|machine| machine.id == *id);
+        let mut those = self.machines_of(id);
         those.any(|machine| machine.power == Power::Dead)
     }
 }

@@ -448,13 +448,17 @@ impl World {
         let places = self.checker.places().iter();
         places
             .filter(|id| {
-                self.by_id.get(*id).is_some_and(|machines| {
-                    let dead = |number: &u32| self.machines[at(*number)].power == Power::Dead;
-                    !machines.iter().any(dead)
-                })
+                let mut those = self.machines_of(id).peekable();
+                those.peek().is_some() && those.all(|machine| machine.power != Power::Dead)
             })
             .cloned()
             .collect()
+    }
+
+    /// The machines with this id: one, two or none.
+    pub(crate) fn machines_of(&self, id: &MachineId) -> impl Iterator<Item = &Machine> {
+        let numbers = self.by_id.get(id).into_iter().flatten();
+        numbers.map(|number| &self.machines[at(*number)])
     }
 
     fn happen(&mut self, what: What) {

@@ -174,7 +174,7 @@ impl Bench {
     }
 
     pub(super) fn places(&mut self) -> Document {
-        self.snapshot().places()
+        self.snapshot().places().clone()
     }
 
     pub(super) fn holder(&self) -> Option<Holder> {

@@ -55,7 +55,7 @@ fn halt(snapshot: &Snapshot) -> Option<Transaction> {
 
 /// The original's unlock: it knows nothing but the document.
 fn unlock_by_old_tool(snapshot: &Snapshot) -> Option<Transaction> {
-    let mut document = snapshot.places();
+    let mut document = snapshot.places().clone();
     document.unlock(&Bench::id()).ok()?;
     Some(Transaction {
         when: Vec::new(),

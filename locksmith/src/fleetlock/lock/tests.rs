@@ -1,3 +1,4 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
@@ -144,7 +145,7 @@ impl World {
     }
 
     fn holders(&self) -> Vec<String> {
-        let places = self.look().places();
+        let places = self.look().places().clone();
         places.holders.iter().map(ToString::to_string).collect()
     }
 
@@ -239,7 +240,7 @@ fn places_of_others_under_the_same_id_are_left_alone() {
     let mut world = World::new(2);
     world.agent("agent");
     // An older tool knows the document only.
-    let mut document = world.look().places();
+    let mut document = world.look().places().clone();
     document.lock(&"old".into()).unwrap();
     let old = Transaction {
         when: Vec::new(),
@@ -260,7 +261,7 @@ fn places_of_others_under_the_same_id_are_left_alone() {
     // The same tool takes away what is this protocol's.
     world.agent_leaves("agent");
     assert_eq!(world.pre_reboot("a"), "yes");
-    let mut document = world.look().places();
+    let mut document = world.look().places().clone();
     document.unlock(&"a".into()).unwrap();
     let taken = Transaction {
         then: vec![Write::Put(
@@ -385,10 +386,10 @@ fn a_store_with_nothing_but_the_document_follows_the_original() {
     let document_only = |holders: &[&str]| Snapshot {
         document_only: true,
         document: crate::semaphore::Versioned {
-            value: Some(crate::semaphore::Document::new(
+            value: Some(Arc::new(crate::semaphore::Document::new(
                 1,
                 holders.iter().map(|id| MachineId::new(id)),
-            )),
+            ))),
             created: 1,
             modified: 7,
         },

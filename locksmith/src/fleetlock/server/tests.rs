@@ -218,7 +218,7 @@ async fn a_client_gets_its_place_and_gives_it_back_in_its_group() {
     );
     assert_eq!(world.ask("/v1/steady-state/", "default", "a").await, yes());
     assert_eq!(world.ask(PRE, "default", "b").await, yes());
-    let holders = |store| snapshot(store).places().holders;
+    let holders = |store| snapshot(store).places().holders.clone();
     assert_eq!(holders(&world.default), ["b".into()]);
     assert_eq!(holders(&world.web), ["b".into()]);
     let metrics = world.metrics().await;
@@ -377,7 +377,7 @@ async fn twenty_that_ask_at_once_get_five_places() {
     let (got, refused) = ask(PRE, Kind::SemaphoreFull).await;
     assert_eq!((got.len(), refused), (5, 15));
     let there = snapshot(&world.default);
-    assert_eq!(there.places(), Document::new(5, got.clone()));
+    assert_eq!(*there.places(), Document::new(5, got.clone()));
     // Each has its deadline, and no lease is left over.
     assert_eq!(there.deadlines.iter().cloned().collect::<Vec<_>>(), got);
     assert!(there.holders.values().all(|record| {
@@ -386,7 +386,7 @@ async fn twenty_that_ask_at_once_get_five_places() {
     }));
     let (steady, _) = ask(STEADY, Kind::SemaphoreFull).await;
     assert_eq!(steady.len(), 20);
-    assert_eq!(snapshot(&world.default).places(), Document::new(5, []));
+    assert_eq!(*snapshot(&world.default).places(), Document::new(5, []));
 }
 
 #[tokio::test]
@@ -400,12 +400,12 @@ async fn whatever_call_fails_the_answer_is_true() {
             let answer = world.ask(PRE, "default", "a").await;
             assert_eq!(answer, yes(), "{fault:?} of call {call}");
             let there = snapshot(&world.default);
-            assert_eq!(there.places(), Document::new(1, ["a".into()]));
+            assert_eq!(*there.places(), Document::new(1, ["a".into()]));
             assert!(there.deadlines.contains(&MachineId::new("a")));
             set();
             let answer = world.ask(STEADY, "default", "a").await;
             assert_eq!(answer, yes(), "{fault:?} of call {call}");
-            assert_eq!(snapshot(&world.default).places(), Document::new(1, []));
+            assert_eq!(*snapshot(&world.default).places(), Document::new(1, []));
         }
     }
 }

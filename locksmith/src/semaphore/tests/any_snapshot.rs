@@ -95,7 +95,7 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
     let queue = proptest::collection::btree_map((0_u64..40, name()), any::<bool>(), 0..256);
     let rest = (any::<bool>(), 0_u64..300, 0_u64..2000);
     (
-        versioned(document),
+        versioned(document.prop_map(Arc::new)),
         versioned(policy),
         prop_oneof![4 => Just(Versioned::default()), 1 => versioned(halt)],
         versioned(Just(Failures::default())),
@@ -110,7 +110,7 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
                         created: 5,
                         modified: 9,
                     };
-                    (id.as_str().into(), record)
+                    (id.as_str().into(), Arc::new(record))
                 });
                 let queue = queue.into_iter().map(|((number, id), confirm)| {
                     let key = TicketKey {
@@ -245,7 +245,7 @@ proptest! {
                 )],
                 otherwise: Vec::new(),
             };
-            let mut document = snapshot.places();
+            let mut document = snapshot.places().clone();
             let transaction = match what {
                 0..=2 => {
                     group.join(id, 100);
@@ -270,7 +270,7 @@ proptest! {
             if let Some(transaction) = transaction {
                 group.try_to(&transaction);
             }
-            let places = group.look().places();
+            let places = group.look().places().clone();
             prop_assert!(places.is_sound(), "{}", places.write());
             prop_assert!(places.holders.len() <= 2, "{}", places.write());
             stale = snapshot;

@@ -134,7 +134,7 @@ impl Group {
     }
 
     fn holders(&mut self) -> Vec<String> {
-        let places = self.look().places();
+        let places = self.look().places().clone();
         places.holders.iter().map(ToString::to_string).collect()
     }
 }

@@ -1,5 +1,7 @@
 //! Taking, waiting, confirming, fencing, giving back.
 
+use std::sync::Arc;
+
 use super::{Group, request};
 use crate::machine_id::MachineId;
 use crate::semaphore::places::{
@@ -347,7 +349,7 @@ fn where_there_is_only_the_document_the_originals_rules_hold() {
     let mut snapshot = Snapshot {
         document_only: true,
         document: Versioned {
-            value: Some(Document::new(1, [])),
+            value: Some(Arc::new(Document::new(1, []))),
             created: 1,
             modified: 7,
         },
@@ -368,7 +370,7 @@ fn where_there_is_only_the_document_the_originals_rules_hold() {
             panic!("{transaction:?}");
         };
         assert_eq!(transaction.when.len(), 1);
-        document.clone()
+        Arc::new(document.clone())
     };
     snapshot.document.value = Some(only_document(&transaction));
     assert!(matches!(

@@ -115,7 +115,7 @@ impl Etcd3Store {
         let mut snapshot = Snapshot {
             revision: answer.header().map_or(0, etcd::ResponseHeader::revision),
             document: self.one(&Key::Document, &next()?, |record| match record {
-                Record::Document(document) => Some(document),
+                Record::Document(document) => Some(Arc::new(document)),
                 _ => None,
             })?,
             policy: self.one(&Key::Policy, &next()?, |record| match record {
@@ -139,7 +139,7 @@ impl Etcd3Store {
                     Some(Record::Holder(holder)) => Some(holder),
                     _ => None,
                 };
-                holders.insert(id.clone(), versioned(entry, holder));
+                holders.insert(id.clone(), Arc::new(versioned(entry, holder)));
             }
         }
         let mut deadlines = BTreeSet::new();

@@ -98,7 +98,7 @@ impl Store {
             Key::Policy => of(&self.now.policy),
             Key::Halt => of(&self.now.halt),
             Key::Failures => of(&self.now.failures),
-            Key::Holder(id) => self.now.holders.get(id).map_or((0, 0), of),
+            Key::Holder(id) => self.now.holders.get(id).map_or((0, 0), |record| of(record)),
             // Nobody asks for more of it than whether it is there.
             Key::Deadline(id) if self.now.deadlines.contains(id) => (-1, -1),
             Key::Deadline(_) => (0, 0),
@@ -121,7 +121,7 @@ impl Store {
         let revision = now.revision;
         match write {
             Write::Put(Key::Document, Record::Document(document), _) => {
-                set(&mut now.document, document, revision);
+                set(&mut now.document, &Arc::new(document.clone()), revision);
             }
             Write::Put(Key::Halt, Record::Halt(halt), _) => set(&mut now.halt, halt, revision),
             Write::Put(Key::Failures, Record::Failures(failures), _) => {
@@ -129,7 +129,8 @@ impl Store {
             }
             Write::Put(Key::Holder(id), Record::Holder(holder), _) => {
                 let holders = Arc::make_mut(&mut now.holders);
-                set(holders.entry(id.clone()).or_default(), holder, revision);
+                let record = Arc::make_mut(holders.entry(id.clone()).or_default());
+                set(record, holder, revision);
             }
             Write::Put(Key::Deadline(id), Record::Present, _) => {
                 Arc::make_mut(&mut now.deadlines).insert(id.clone());
@@ -168,7 +169,7 @@ impl Store {
         Arc::make_mut(&mut self.now.deadlines).remove(id);
         self.now.revision += 1;
         if self.flaw == Flaw::FreesTheLate {
-            let mut document = self.now.places();
+            let mut document = self.now.places().clone();
             if document.unlock(id).is_ok() {
                 let free = [
                     Write::Put(

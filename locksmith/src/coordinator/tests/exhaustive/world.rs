@@ -156,7 +156,7 @@ impl World {
     /// All machines run version 1, and version 2 is applied.
     pub(super) fn new(machines: usize, max: i64, faults: u8, flaw: Flaw) -> Self {
         let document = Versioned {
-            value: Some(Document::new(max, [])),
+            value: Some(Arc::new(Document::new(max, []))),
             created: PRESENT,
             modified: PRESENT,
         };
@@ -430,7 +430,7 @@ impl World {
             do_it(What::Unlock, places::unlock(now, id, "unlocked", 0));
             do_it(What::GivenUp, failures::unlock_lost(now, id, 0));
             // The original reads and writes nothing but the document.
-            let mut document = now.places();
+            let mut document = now.places().clone();
             let old_tool = document.unlock(id).is_ok().then(|| Transaction {
                 when: vec![Compare::Modified(Key::Document, now.document.modified)],
                 then: vec![Write::Put(

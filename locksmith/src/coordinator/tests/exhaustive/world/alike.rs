@@ -25,7 +25,7 @@ impl World {
             }
         };
         if let Some(record) = Arc::make_mut(&mut self.store.now.holders).get_mut(id) {
-            record.value.iter_mut().for_each(age);
+            Arc::make_mut(record).value.iter_mut().for_each(age);
         }
         for (key, ticket) in Arc::make_mut(&mut self.store.now.queue) {
             if key.id == *id {
@@ -157,6 +157,7 @@ impl World {
             *key = ticket(key);
         }
         for (id, value) in Arc::make_mut(&mut now.holders) {
+            let value = Arc::make_mut(value);
             value.value.iter_mut().for_each(|value| holder(id, value));
             settle(value);
         }
