@@ -8,7 +8,7 @@ use super::{BEFORE, LONG, NOW, Request, THIS, World};
 use crate::coordinator::agent::canonical::Names;
 use crate::machine_id::MachineId;
 use crate::semaphore::{
-    Compare, FailureKind, Halt, Holder, Key, Record, TicketKey, Versioned, Write,
+    Compare, FailureKind, Failures, Halt, Holder, Key, Record, TicketKey, Versioned, Write,
 };
 
 /// Stands for the present revision of any key.
@@ -19,11 +19,28 @@ const PAST: i64 = -2;
 impl World {
     /// What was asked for in the boot that is over belongs to an earlier one.
     pub(super) fn boot_is_over(&mut self, id: &MachineId) {
+        // An agent knows its own nonces by the boot that they begin with.
+        let age_nonce = |nonce: &mut String| {
+            if let Some(rest) = nonce.strip_prefix(THIS) {
+                *nonce = format!("{BEFORE}{rest}");
+            }
+        };
         let age = |holder: &mut Holder| {
             if holder.boot_id == THIS {
                 BEFORE.clone_into(&mut holder.boot_id);
             }
+            age_nonce(&mut holder.nonce);
         };
+        let age_failures = |failures: &mut Failures| {
+            let own = failures.failures.iter_mut().filter(|one| one.id == *id);
+            own.for_each(|failure| age_nonce(&mut failure.nonce));
+        };
+        self.store
+            .now
+            .failures
+            .value
+            .iter_mut()
+            .for_each(age_failures);
         if let Some(record) = Arc::make_mut(&mut self.store.now.holders).get_mut(id) {
             Arc::make_mut(record).value.iter_mut().for_each(age);
         }
@@ -45,6 +62,7 @@ impl World {
                     Write::Put(Key::Ticket(key), Record::Ticket(ticket), _) if key.id == *id => {
                         age(&mut ticket.holder);
                     }
+                    Write::Put(_, Record::Failures(failures), _) => age_failures(failures),
                     _ => {}
                 }
             }
@@ -208,7 +226,7 @@ impl World {
         numbers.into_iter().zip(1..).collect()
     }
 
-    /// Short names for the nonces of each machine.
+    /// Short names for the nonces of each machine; the boot stays in them.
     fn nonces(&mut self) -> BTreeMap<(MachineId, String), String> {
         let mut all = Vec::new();
         let now = &self.store.now;
@@ -251,7 +269,9 @@ impl World {
         let mut names = BTreeMap::new();
         for (id, nonce) in all {
             let number = names.keys().filter(|(other, _)| *other == id).count();
-            names.entry((id, nonce)).or_insert(format!("n{number}"));
+            let boot = nonce.split('-').next().unwrap_or_default();
+            let name = format!("{boot}-n{number}");
+            names.entry((id, nonce)).or_insert(name);
         }
         names
     }
