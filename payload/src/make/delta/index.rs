@@ -78,28 +78,25 @@ impl Seeds {
 
 /// Positions in a few ranges of the source by the hash of the [`NEAR_SEED`] bytes there.
 pub(super) struct Near {
-    /// The ranges, sorted, and the number of the first position of each.
-    ranges: Vec<(Range<usize>, usize)>,
-    /// By hash: the number of the last position, plus one.
-    heads: Vec<u32>,
-    /// By number of a position: the one before it with this hash, plus one.
-    before: Vec<u32>,
+    /// By hash: the last positions, the last first, one more than they are; 0 is free.
+    slots: Vec<[u32; Near::KEPT]>,
     shift: u32,
 }
 
 impl Near {
-    /// Indexes every position of `ranges` of `source`, which are sorted and apart.
+    /// Positions that are remembered for one hash: half a cache line.
+    const KEPT: usize = 8;
+
+    /// Indexes every position of `ranges` of `source`.
     pub(super) fn new(source: &[u8], ranges: &[Range<usize>]) -> Self {
         let total: usize = ranges.iter().map(ExactSizeIterator::len).sum();
-        let bits = total.next_power_of_two().trailing_zeros().clamp(10, 22);
+        let slots = (total / 4).next_power_of_two();
+        let bits = slots.trailing_zeros().clamp(10, 20);
         let mut near = Self {
-            ranges: Vec::with_capacity(ranges.len()),
-            heads: vec![0; 1 << bits],
-            before: Vec::with_capacity(total),
+            slots: vec![[0; Self::KEPT]; 1 << bits],
             shift: 64 - bits,
         };
         for range in ranges {
-            near.ranges.push((range.clone(), near.before.len()));
             for position in range.clone() {
                 near.push(source, position);
             }
@@ -108,39 +105,33 @@ impl Near {
     }
 
     fn push(&mut self, source: &[u8], position: usize) {
-        let number = u32::try_from(self.before.len() + 1).unwrap_or(0);
         let seed = source.get(position..position + NEAR_SEED);
-        let before = match seed.and_then(short_hash) {
-            Some(hash) => {
-                let slot = self.slot(hash);
-                std::mem::replace(&mut self.heads[slot], number)
-            }
-            None => 0,
+        let Some(hash) = seed.and_then(short_hash) else {
+            return;
         };
-        self.before.push(before);
+        // Sources beyond 4 GiB are matched by long seeds alone.
+        let Ok(number) = u32::try_from(position + 1) else {
+            return;
+        };
+        let slot = self.slot(hash);
+        let kept = &mut self.slots[slot];
+        kept.copy_within(..Self::KEPT - 1, 1);
+        kept[0] = number;
     }
 
     /// Positions of the source where the bytes at the start of `target` may be,
     /// the later ones first.
-    pub(super) fn find(&self, target: &[u8]) -> impl Iterator<Item = usize> {
-        let head = target
-            .get(..NEAR_SEED)
-            .and_then(short_hash)
-            .map_or(0, |hash| self.heads[self.slot(hash)]);
-        let numbers = std::iter::successors(as_usize(head).checked_sub(1), |number| {
-            as_usize(self.before[*number]).checked_sub(1)
-        });
-        numbers.map(|number| self.position(number))
-    }
-
-    fn position(&self, number: usize) -> usize {
-        let after = self.ranges.partition_point(|(_, first)| *first <= number);
-        let (range, first) = &self.ranges[after - 1];
-        range.start + (number - first)
+    pub(super) fn find(&self, target: &[u8]) -> impl Iterator<Item = usize> + use<> {
+        let hash = target.get(..NEAR_SEED).and_then(short_hash);
+        let found = hash.map_or([0; Self::KEPT], |hash| self.slots[self.slot(hash)]);
+        found
+            .into_iter()
+            .take_while(|number| *number != 0)
+            .map(|number| as_usize(number) - 1)
     }
 
     fn slot(&self, hash: u64) -> usize {
-        usize::try_from(hash >> self.shift).expect("as many bits as heads")
+        usize::try_from(hash >> self.shift).expect("as many bits as slots")
     }
 }
 

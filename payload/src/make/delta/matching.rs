@@ -40,8 +40,6 @@ fn jump(bytes: usize) -> usize {
     }
 }
 
-/// Candidates of the near index that are looked at for one position.
-const MOST_CANDIDATES: usize = 8;
 /// An anchor of this length is taken without a search for a longer one.
 const LONG_ENOUGH: usize = 256;
 
@@ -59,34 +57,59 @@ pub(super) fn matches(window: &[u8], source: &[u8], seeds: &Seeds) -> Vec<Copy> 
     .copies()
 }
 
-/// What the copies of a window read, with some bytes around, sorted and apart.
+/// Where the rest of a window may come from: the source around the ends of its long
+/// matches, sorted and apart. What lies within a long match is taken.
 fn surroundings(anchors: &[Copy], source_length: usize) -> Vec<Range<usize>> {
     /// Bytes on each side, in which the rest of a changed file may lie.
     const AROUND: usize = 32 << 10;
     /// Bytes of all ranges together.
     const MOST: usize = 12 << 20;
+    /// Bytes at each end of a match that may be wanted a second time.
+    const EDGE: usize = 1 << 10;
 
-    let mut wide: Vec<Range<usize>> = anchors
-        .iter()
-        .map(|copy| {
-            let range = copy.source_range();
-            range.start.saturating_sub(AROUND)..(range.end + AROUND).min(source_length)
-        })
-        .collect();
-    wide.sort_unstable_by_key(|range| (range.start, range.end));
+    let wide = joined(anchors.iter().map(|copy| {
+        let range = copy.source_range();
+        // A short match may be there by chance, and its surroundings with it.
+        let around = AROUND.min(copy.length * 64);
+        range.start.saturating_sub(around)..(range.end + around).min(source_length)
+    }));
+    let taken = joined(anchors.iter().filter_map(|copy| {
+        let range = copy.source_range();
+        (range.len() > 4 * EDGE).then(|| range.start + EDGE..range.end - EDGE)
+    }));
+    let mut ranges = Vec::new();
+    let mut left = MOST;
+    let mut taken = taken.into_iter().peekable();
+    for mut range in wide {
+        while let Some(hole) = taken.next_if(|hole| hole.start < range.end) {
+            add(&mut ranges, range.start..hole.start, &mut left);
+            range.start = hole.end;
+        }
+        add(&mut ranges, range, &mut left);
+    }
+    ranges
+}
+
+/// Adds as much of a range as is `left`.
+fn add(ranges: &mut Vec<Range<usize>>, range: Range<usize>, left: &mut usize) {
+    let length = range.len().min(*left);
+    if length > 0 {
+        *left -= length;
+        ranges.push(range.start..range.start + length);
+    }
+}
+
+/// Ranges sorted, and joined where they meet.
+fn joined(ranges: impl Iterator<Item = Range<usize>>) -> Vec<Range<usize>> {
+    let mut ranges: Vec<Range<usize>> = ranges.collect();
+    ranges.sort_unstable_by_key(|range| (range.start, range.end));
     let mut joined: Vec<Range<usize>> = Vec::new();
-    for range in wide {
+    for range in ranges {
         match joined.last_mut() {
             Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
             _ => joined.push(range),
         }
     }
-    let mut left = MOST;
-    for range in &mut joined {
-        range.end = range.end.min(range.start + left);
-        left -= range.len();
-    }
-    joined.retain(|range| !range.is_empty());
     joined
 }
 
@@ -160,7 +183,7 @@ impl Search<'_> {
     /// of the first far match that ends after it.
     fn best(&self, position: usize, far: usize, expected: usize) -> Anchor {
         let target = &self.window[position..];
-        let candidates = self.near.find(target).take(MOST_CANDIDATES);
+        let candidates = self.near.find(target);
         let near = longest(target, self.source, candidates, expected);
         match self.far.get(far) {
             Some(copy) if copy.target <= position => {
@@ -201,23 +224,22 @@ impl Search<'_> {
             let mut anchor = Anchor::default();
             while scan < window.len() {
                 let expected = from.source + (scan - from.target);
-                let goes_on = common_prefix(&window[scan..], source.get(expected..).unwrap_or(&[]));
+                let onwards = source.get(expected..).unwrap_or(&[]);
+                let goes_on = common_prefix(&window[scan..], onwards);
                 anchor = if goes_on >= 2 * NEAR_SEED {
                     Anchor {
                         source: expected,
                         length: goes_on,
                     }
+                } else if mostly_equal(&window[scan..], onwards) {
+                    // Nothing that is found here would be taken.
+                    Anchor::default()
                 } else {
-                    {
-                        while self
-                            .far
-                            .get(far)
-                            .is_some_and(|copy| copy.target + copy.length <= scan)
-                        {
-                            far += 1;
-                        }
-                        self.best(scan, far, expected)
+                    let ends = |copy: &Copy| copy.target + copy.length <= scan;
+                    while self.far.get(far).is_some_and(ends) {
+                        far += 1;
                     }
+                    self.best(scan, far, expected)
                 };
                 let end = scan + anchor.length;
                 while counted < end {
@@ -326,6 +348,17 @@ impl Search<'_> {
         }
         (forward - (overlap - kept), backward - kept)
     }
+}
+
+/// Whether nearly all of the next bytes agree: an address here and there changed.
+fn mostly_equal(a: &[u8], b: &[u8]) -> bool {
+    const BYTES: usize = 32;
+    const DIFFERENT: usize = 7;
+
+    let (Some(a), Some(b)) = (a.first_chunk::<BYTES>(), b.first_chunk::<BYTES>()) else {
+        return false;
+    };
+    a.iter().zip(b).filter(|(a, b)| a != b).count() <= DIFFERENT
 }
 
 /// Bytes that two slices have in common at their start.
