@@ -2,6 +2,7 @@
 
 mod apply;
 mod attach;
+mod encoders;
 mod generate;
 mod hash;
 mod keygen;
@@ -20,6 +21,7 @@ use clap::{Parser, Subcommand};
 Examples:
   payload keygen --out release.pem
   payload generate --new usr.img --kernel vmlinuz --private-key release.pem --out update.payload
+  payload generate --old usr-1.img --new usr-2.img --private-key release.pem --out delta.payload
   payload show update.payload
   payload verify --public-key release.pub.pem update.payload
   payload apply --public-key release.pub.pem --target copy.img update.payload
@@ -41,6 +43,7 @@ enum Command {
     Verify(verify::Verify),
     Apply(apply::Apply),
     Show(show::Show),
+    Encoders(encoders::Encoders),
     Keygen(keygen::Keygen),
 }
 
@@ -55,6 +58,7 @@ impl Arguments {
             Command::Verify(command) => command.run(),
             Command::Apply(command) => command.run(),
             Command::Show(command) => command.run(),
+            Command::Encoders(command) => command.run(),
             Command::Keygen(command) => command.run(),
         }
     }

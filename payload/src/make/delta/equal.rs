@@ -178,3 +178,86 @@ impl<'a> Runs<'a> {
 fn is_zero(block: &[u8]) -> bool {
     block.iter().all(|byte| *byte == 0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+
+    struct Memory(Vec<u8>);
+
+    impl Image for Memory {
+        fn len(&self) -> u64 {
+            size(self.0.len())
+        }
+
+        fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+            let start = usize::try_from(offset).map_err(io::Error::other)?;
+            buf.copy_from_slice(&self.0[start..start + buf.len()]);
+            Ok(())
+        }
+
+        fn write_at(&self, _: u64, _: &[u8]) -> io::Result<()> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+    }
+
+    /// Blocks that are filled with one number each.
+    fn blocks(numbers: impl IntoIterator<Item = u32>) -> Vec<u8> {
+        let block = |number: u32| number.to_le_bytes().repeat(BLOCK / 4);
+        numbers.into_iter().flat_map(block).collect()
+    }
+
+    fn claim(target: Range<usize>, source: Option<usize>) -> Claim {
+        let length = target.len();
+        Claim {
+            target: target.start * BLOCK..target.end * BLOCK,
+            source: source.map(|start| start * BLOCK..(start + length) * BLOCK),
+        }
+    }
+
+    #[test]
+    fn long_runs_are_claimed_wherever_they_were_and_short_ones_left() {
+        let old = blocks(1..101);
+        let new = blocks(
+            (61..101)
+                .chain(500..503)
+                .chain(1..21)
+                .chain([0; 20])
+                .chain(30..40),
+        );
+        assert_eq!(
+            claims(&old, &Memory(new)).unwrap(),
+            [
+                claim(0..40, Some(60)),
+                claim(43..63, Some(0)),
+                claim(63..83, None)
+            ]
+        );
+    }
+
+    #[test]
+    fn a_claim_gives_back_the_blocks_that_something_else_needs() {
+        let whole = claim(10..50, Some(110));
+        let mut head = whole.clone();
+        head.without(&(9 * BLOCK..12 * BLOCK + 1));
+        assert_eq!(head, claim(13..50, Some(113)));
+        let mut tail = whole.clone();
+        tail.without(&(48 * BLOCK + 5..60 * BLOCK));
+        assert_eq!(tail, claim(10..48, Some(110)));
+        let mut all = whole;
+        all.without(&(9 * BLOCK..60 * BLOCK));
+        assert!(all.target.is_empty());
+    }
+
+    #[test]
+    fn a_large_claim_is_copied_in_parts() {
+        let parts: Vec<Claim> = claim(5..5 + 2500, Some(7)).parts().collect();
+        assert_eq!(parts.len(), 3);
+        assert_eq!(parts[1], claim(5 + 1024..5 + 2048, Some(7 + 1024)));
+        assert_eq!(
+            parts.iter().map(Claim::unchanged).sum::<u64>(),
+            size(2500 * BLOCK)
+        );
+    }
+}

@@ -32,7 +32,8 @@ impl Seeds {
             .iter()
             .map(|(range, stride)| range.len() / stride)
             .sum();
-        let bits = entries.next_power_of_two().trailing_zeros().clamp(10, 30);
+        let slots = (entries / 2).next_power_of_two();
+        let bits = slots.trailing_zeros().clamp(10, 30);
         let mut seeds = Self {
             slots: vec![[0; 2]; 1 << bits],
             shift: 64 - bits,
@@ -87,7 +88,8 @@ impl Near {
     /// Positions that are remembered for one hash: half a cache line.
     const KEPT: usize = 8;
 
-    /// Indexes every position of `ranges` of `source`.
+    /// Indexes every other position of `ranges` of `source`; matches are sought at every
+    /// position of the target.
     pub(super) fn new(source: &[u8], ranges: &[Range<usize>]) -> Self {
         let total: usize = ranges.iter().map(ExactSizeIterator::len).sum();
         let slots = (total / 4).next_power_of_two();
@@ -97,7 +99,7 @@ impl Near {
             shift: 64 - bits,
         };
         for range in ranges {
-            for position in range.clone() {
+            for position in range.clone().step_by(2) {
                 near.push(source, position);
             }
         }
@@ -158,4 +160,45 @@ fn short_hash(seed: &[u8]) -> Option<u64> {
 
 fn as_usize(number: u32) -> usize {
     usize::try_from(number).expect("addresses have at least 32 bits")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn varied(length: usize) -> Vec<u8> {
+        let mut state = 1u64;
+        let next = |_| {
+            state = state.wrapping_mul(MIX).wrapping_add(1);
+            state.to_be_bytes()[0]
+        };
+        (0..length).map(next).collect()
+    }
+
+    #[test]
+    fn seeds_find_most_of_what_is_at_their_stride_and_nothing_in_constant_bytes() {
+        let source = varied(4096);
+        let seeds = Seeds::new(&source, &[(0..source.len(), Seeds::UNIT)]);
+        let positions = (0..source.len() - SEED).step_by(Seeds::UNIT);
+        let is_found = |position: &usize| {
+            let mut found = seeds.find(&source[*position..]);
+            found.any(|found| found == *position)
+        };
+        // A few lose their place to others with the same hash.
+        assert!(positions.filter(is_found).count() > 220, "of 254");
+        assert_eq!(seeds.find(&[7; SEED]).count(), 0);
+        assert_eq!(seeds.find(&source[..SEED - 1]).count(), 0, "too short");
+        let constant = Seeds::new(&[7; 4096], &[(0..4096, Seeds::UNIT)]);
+        assert_eq!(constant.find(&[7; SEED]).count(), 0);
+    }
+
+    #[test]
+    fn the_near_index_knows_its_ranges_alone_and_the_latest_first() {
+        let mut source = varied(1024);
+        source.extend_from_within(..512);
+        let near = Near::new(&source, &[0..256, 1024..1200]);
+        let found: Vec<usize> = near.find(&source[100..]).collect();
+        assert_eq!(found[..2], [1124, 100]);
+        assert!(!near.find(&source[600..]).any(|found| found == 600));
+    }
 }

@@ -379,3 +379,93 @@ fn common_prefix(a: &[u8], b: &[u8]) -> usize {
     let rest = a[equal..].iter().zip(&b[equal..]);
     equal + rest.take_while(|(x, y)| x == y).count()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn bytes(seed: u64, length: usize) -> Vec<u8> {
+        let mut state = seed;
+        let next = |_| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            state.to_be_bytes()[0]
+        };
+        (0..length).map(next).collect()
+    }
+
+    fn copies_of(window: &[u8], source: &[u8]) -> Vec<Copy> {
+        let seeds = Seeds::new(source, &[(0..source.len(), Seeds::UNIT)]);
+        matches(window, source, &seeds)
+    }
+
+    fn covered(copies: &[Copy]) -> usize {
+        copies.iter().map(|copy| copy.length).sum()
+    }
+
+    #[test]
+    fn moved_stretches_are_found_wherever_they_went() {
+        let source = bytes(1, 200_000);
+        let window = [
+            &source[150_000..190_000],
+            &bytes(2, 1000),
+            &source[3..60_003],
+        ]
+        .concat();
+        let copies = copies_of(&window, &source);
+        assert!(covered(&copies) >= 99_990, "{copies:?}");
+        assert!(copies.len() <= 4, "{copies:?}");
+    }
+
+    #[test]
+    fn changed_addresses_do_not_break_a_copy() {
+        let source = bytes(3, 100_000);
+        let mut window = source.clone();
+        for at in (50..window.len()).step_by(40) {
+            window[at] = window[at].wrapping_add(64);
+        }
+        assert_eq!(
+            copies_of(&window, &source),
+            [Copy {
+                target: 0,
+                source: 0,
+                length: 100_000
+            }]
+        );
+    }
+
+    #[test]
+    fn short_matches_are_found_near_long_ones_only() {
+        let source = bytes(4, 300_000);
+        let short = &source[20_000..20_016];
+        let near = [&source[..19_000], short, &source[20_100..30_000]].concat();
+        assert_eq!(covered(&copies_of(&near, &source)), near.len());
+        let far = [&source[200_000..240_000], short, &source[240_000..250_000]].concat();
+        assert!(covered(&copies_of(&far, &source)) <= far.len() - 16);
+    }
+
+    proptest! {
+        #[test]
+        fn copies_are_in_order_apart_and_inside(
+            cuts in proptest::collection::vec((0usize..5000, 0usize..700, any::<u8>()), 0..12),
+        ) {
+            let source = bytes(5, 6000);
+            let mut window = Vec::new();
+            for (start, length, change) in cuts {
+                window.extend_from_slice(&source[start..start + length]);
+                if let Some(last) = window.last_mut() {
+                    *last ^= change;
+                }
+            }
+            let mut end = 0;
+            for copy in copies_of(&window, &source) {
+                prop_assert!(copy.target >= end && copy.length > 0);
+                end = copy.target + copy.length;
+                prop_assert!(end <= window.len());
+                prop_assert!(copy.source_range().end <= source.len());
+            }
+        }
+    }
+}

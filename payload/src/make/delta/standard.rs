@@ -12,7 +12,7 @@ use crate::make::{Blocks, MakeError, PreparedKind, PreparedSource};
 /// Whichever of the two is smaller. `source` holds the bytes of `blocks`.
 pub(super) fn operation(
     result: Vec<u8>,
-    source: Vec<u8>,
+    source: &[u8],
     blocks: Vec<Blocks>,
 ) -> Result<(PreparedKind, Vec<u8>), MakeError> {
     let failed = |source| MakeError::Scratch {
@@ -23,11 +23,11 @@ pub(super) fn operation(
     let packed = xz(&result).map_err(failed)?;
     if !source.is_empty() {
         let mut patch = Vec::new();
-        Bsdiff::new(&source, &result)
+        Bsdiff::new(source, &result)
             .compare(io::Cursor::new(&mut patch))
             .map_err(failed)?;
         if patch.len() < packed.len() {
-            let sha256 = Sha256::digest(&source).into();
+            let sha256 = Sha256::digest(source).into();
             let length = size(result.len());
             let source = PreparedSource { blocks, sha256 };
             return Ok((PreparedKind::SourceBsdiff { source, length }, patch));

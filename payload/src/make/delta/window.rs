@@ -175,7 +175,7 @@ impl Maker<'_> {
                 made.reproduced.add(&rest.reproduced);
                 return Ok(made);
             }
-            copies = affordable(self.space, copies);
+            copies = affordable(self.space, &copies);
             source = Sources::of(self.space, &copies);
         }
         let bytes = size(opened.result.len());
@@ -283,7 +283,7 @@ impl Maker<'_> {
         if self.standard {
             return standard::operation(
                 opened.result,
-                bytes,
+                &bytes,
                 source.extents.iter().map(blocks).collect(),
             );
         }
@@ -518,7 +518,7 @@ fn drop_lonely(copies: &mut Vec<Copy>) {
 }
 
 /// The longest copies whose sources fit one operation, in their order.
-fn affordable(space: &Space, copies: Vec<Copy>) -> Vec<Copy> {
+fn affordable(space: &Space, copies: &[Copy]) -> Vec<Copy> {
     let mut order: Vec<usize> = (0..copies.len()).collect();
     order.sort_by_key(|index| std::cmp::Reverse(copies[*index].length));
     // The size grows with the number of copies, so the most that fit can be bisected.
@@ -530,9 +530,9 @@ fn affordable(space: &Space, copies: Vec<Copy>) -> Vec<Copy> {
     while good + 1 < bad {
         let middle = usize::midpoint(good, bad);
         if fits(middle) {
-            good = middle
+            good = middle;
         } else {
-            bad = middle
+            bad = middle;
         }
     }
     let mut chosen = order[..good].to_vec();
