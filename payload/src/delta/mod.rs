@@ -38,7 +38,7 @@ pub(crate) const MOST_SOURCE: usize = 28 << 20;
 /// Plain bytes that one operation makes.
 pub(crate) const MOST_PLAIN: usize = 10 << 20;
 /// Pieces, and source blocks, of one operation. A block of 8 KiB is small.
-const MOST_PARTS: usize = 1 << 14;
+pub(crate) const MOST_PARTS: usize = 1 << 14;
 
 const FORMAT: u8 = 1;
 const STREAMS: usize = 6;

@@ -12,7 +12,8 @@ use super::space::Space;
 use super::standard;
 use super::{BLOCK, Made, WINDOW, blocks, read};
 use crate::Image;
-use crate::delta::{Delta, MOST_SOURCE, Piece, SourceBlock};
+use crate::Limits;
+use crate::delta::{Delta, MOST_PARTS, MOST_SOURCE, Piece, SourceBlock};
 use crate::extent::size;
 use crate::filesystem::CompressedBlock;
 use crate::make::{Blocks, MakeError, PreparedKind, PreparedSource};
@@ -111,7 +112,9 @@ impl Windows {
     }
 
     fn push(&mut self, segment: Segment) {
-        if self.plain > 0 && self.plain + segment.plain() > WINDOW {
+        // Each segment becomes at most two pieces.
+        let full = self.open.0.len() >= MOST_PARTS / 2;
+        if full || (self.plain > 0 && self.plain + segment.plain() > WINDOW) {
             self.close();
         }
         self.plain += segment.plain();
@@ -167,7 +170,7 @@ impl Maker<'_> {
         }
         drop_lonely(&mut copies);
         let mut source = Sources::of(self.space, &copies);
-        if source.size() > MOST_SOURCE {
+        if !source.fits() {
             if let Some((first, second)) = halves(window) {
                 let (mut made, rest) = (self.make(&first)?, self.make(&second)?);
                 made.operations.extend(rest.operations);
@@ -376,6 +379,7 @@ struct Sources {
     /// Decoded blocks by index in the space, sorted, with where their plain bytes
     /// start in the space and behind the extents.
     blocks: Vec<(usize, Range<usize>, usize)>,
+    /// Bytes of extents and decoded blocks.
     size: usize,
 }
 
@@ -416,9 +420,11 @@ impl Sources {
         }
     }
 
-    /// Bytes of extents and decoded blocks.
-    fn size(&self) -> usize {
-        self.size
+    /// Whether readers take an operation with this source.
+    fn fits(&self) -> bool {
+        let most_extents = usize::try_from(Limits::default().window).unwrap_or(usize::MAX);
+        let extents: usize = self.extents.iter().map(ExactSizeIterator::len).sum();
+        extents <= most_extents && self.size <= MOST_SOURCE && self.blocks.len() <= MOST_PARTS
     }
 
     /// The bytes of the extents.
@@ -524,7 +530,7 @@ fn affordable(space: &Space, copies: &[Copy]) -> Vec<Copy> {
     // The size grows with the number of copies, so the most that fit can be bisected.
     let fits = |count: usize| {
         let chosen: Vec<Copy> = order[..count].iter().map(|index| copies[*index]).collect();
-        Sources::of(space, &chosen).size() <= MOST_SOURCE
+        Sources::of(space, &chosen).fits()
     };
     let (mut good, mut bad) = (0, order.len());
     while good + 1 < bad {
