@@ -168,9 +168,16 @@ impl Maker<'_> {
         for copy in copies.iter_mut().filter(|copy| copy.source < image) {
             copy.length = copy.length.min(image - copy.source);
         }
-        drop_lonely(&mut copies);
+        // The larger the source would be, the more must each block of it give.
+        let mut worth = 128;
+        drop_lonely(&mut copies, worth);
         let mut source = Sources::of(self.space, &copies);
-        if !source.fits() {
+        while !source.fits(COMFORTABLE) && worth < 1024 {
+            worth *= 2;
+            drop_lonely(&mut copies, worth);
+            source = Sources::of(self.space, &copies);
+        }
+        if !source.fits(LARGE) {
             if let Some((first, second)) = halves(window) {
                 let (mut made, rest) = (self.make(&first)?, self.make(&second)?);
                 made.operations.extend(rest.operations);
@@ -178,8 +185,10 @@ impl Maker<'_> {
                 made.reproduced.add(&rest.reproduced);
                 return Ok(made);
             }
-            copies = affordable(self.space, &copies);
-            source = Sources::of(self.space, &copies);
+            if !source.fits(MOST_SOURCE) {
+                copies = affordable(self.space, &copies);
+                source = Sources::of(self.space, &copies);
+            }
         }
         let bytes = size(opened.result.len());
         let ranges = window.ranges();
@@ -331,6 +340,12 @@ impl Maker<'_> {
     }
 }
 
+/// Bytes of the source of a window that are aimed at: a machine holds a few of them in
+/// memory at once.
+const COMFORTABLE: usize = 12 << 20;
+/// Bytes above which it is cut, if it can be.
+const LARGE: usize = 20 << 20;
+
 /// Level of zstd for windows of which the old image has nothing.
 const REPLACE_LEVEL: i32 = 19;
 
@@ -420,11 +435,11 @@ impl Sources {
         }
     }
 
-    /// Whether readers take an operation with this source.
-    fn fits(&self) -> bool {
+    /// Whether readers take an operation with this source, of at most `most` bytes.
+    fn fits(&self, most: usize) -> bool {
         let most_extents = usize::try_from(Limits::default().window).unwrap_or(usize::MAX);
         let extents: usize = self.extents.iter().map(ExactSizeIterator::len).sum();
-        extents <= most_extents && self.size <= MOST_SOURCE && self.blocks.len() <= MOST_PARTS
+        extents <= most_extents && self.size <= most && self.blocks.len() <= MOST_PARTS
     }
 
     /// The bytes of the extents.
@@ -505,11 +520,8 @@ fn whole_blocks(mut ranges: Vec<Range<usize>>, end: usize) -> Vec<Range<usize>> 
 }
 
 /// Drops short copies that nearly alone need a block of the source: reading and naming
-/// it costs more than their bytes.
-fn drop_lonely(copies: &mut Vec<Copy>) {
-    /// Bytes that a block of the source must give.
-    const WORTH: usize = 128;
-
+/// it costs more than their bytes. Each block must give `worth` bytes.
+fn drop_lonely(copies: &mut Vec<Copy>, worth: usize) {
     let units = |copy: &Copy| copy.source / BLOCK..copy.source_range().end.div_ceil(BLOCK);
     let mut used: HashMap<usize, usize> = HashMap::new();
     for copy in copies.iter() {
@@ -518,8 +530,8 @@ fn drop_lonely(copies: &mut Vec<Copy>) {
         }
     }
     copies.retain(|copy| {
-        copy.length >= WORTH
-            || units(copy).all(|unit| used.get(&unit).is_some_and(|used| *used >= WORTH))
+        copy.length >= worth
+            || units(copy).all(|unit| used.get(&unit).is_some_and(|used| *used >= worth))
     });
 }
 
@@ -530,7 +542,7 @@ fn affordable(space: &Space, copies: &[Copy]) -> Vec<Copy> {
     // The size grows with the number of copies, so the most that fit can be bisected.
     let fits = |count: usize| {
         let chosen: Vec<Copy> = order[..count].iter().map(|index| copies[*index]).collect();
-        Sources::of(space, &chosen).fits()
+        Sources::of(space, &chosen).fits(MOST_SOURCE)
     };
     let (mut good, mut bad) = (0, order.len());
     while good + 1 < bad {
