@@ -15,7 +15,7 @@ mod decompress;
 use sha2::{Digest, Sha256};
 
 use crate::bspatch::{self, Fault};
-use crate::delta::Delta;
+use crate::delta::{self, Delta};
 use crate::error::{Cause, PayloadError};
 use crate::extent::{self, Extent};
 use crate::image::{CHUNK, Image, chunk_length};
@@ -47,6 +47,44 @@ impl Decoded {
     pub fn left_out() -> Self {
         Self(Content::Raw(Vec::new()))
     }
+}
+
+/// About how many bytes an operation holds from when its data is there until it was
+/// applied, for whoever decodes several at once within a bound.
+///
+/// Of what DELTA and RECOMPRESS decompress only the ceiling is known before their data
+/// is read; what images usually compress to is taken, up to that ceiling.
+#[must_use]
+pub fn memory_needed(operation: &Operation) -> u64 {
+    const RATIO: u64 = 3;
+    let source = extent::total(operation.source());
+    let written = operation.bytes_written();
+    let in_memory = |bytes: u64| {
+        if bytes <= Decoded::IN_MEMORY {
+            bytes
+        } else {
+            0
+        }
+    };
+    let beside_its_data = match &operation.kind {
+        OperationKind::ReplaceBz | OperationKind::ReplaceXz | OperationKind::ReplaceZstd => {
+            in_memory(written)
+        }
+        OperationKind::SourceCopy { .. } => in_memory(source),
+        OperationKind::SourceBsdiff { .. } => in_memory(source) + in_memory(written),
+        OperationKind::Delta { .. } | OperationKind::Recompress { .. } => {
+            let at_most =
+                |bytes: u64, ceiling: usize| bytes.saturating_mul(RATIO).min(extent::size(ceiling));
+            at_most(source, delta::MOST_SOURCE) + at_most(written, delta::MOST_PLAIN) + written
+        }
+        OperationKind::Replace
+        | OperationKind::Move { .. }
+        | OperationKind::Bsdiff { .. }
+        | OperationKind::Zero
+        | OperationKind::Discard
+        | OperationKind::Skipped => 0,
+    };
+    operation.blob.length.saturating_add(beside_its_data)
 }
 
 /// Makes what an operation writes out of its data and the old image, never more

@@ -42,7 +42,7 @@ mod stream;
 mod trust;
 mod wire;
 
-pub use apply::{Decoded, apply, decode};
+pub use apply::{Decoded, apply, decode, memory_needed};
 pub use error::PayloadError;
 pub use extent::Extent;
 pub use file::{Sources, Targets, apply_payload, verify_payload};

@@ -5,6 +5,7 @@ use payload::PayloadError;
 
 use crate::boot::BootError;
 use crate::platform::LockError;
+use crate::policy::ReleaseFacts;
 
 /// Failure of one update attempt.
 ///
@@ -87,6 +88,23 @@ pub enum UpdateError {
         version: String,
         /// Unix seconds.
         until: i64,
+    },
+    /// The signed manifest says that this machine must not take the release.
+    #[error("the release is refused: {reason}")]
+    ReleaseRefused {
+        /// Which of its facts, in words.
+        reason: String,
+        /// All of them, to be remembered.
+        facts: Box<ReleaseFacts>,
+    },
+    /// A delta compresses with what this machine does not have.
+    #[error(
+        "the delta needs encoders that this machine does not have: {names}; a full payload needs \
+         none, or put their libraries into the folder of ENCODERS_DIR"
+    )]
+    EncodersMissing {
+        /// As the manifest names them, separated by commas.
+        names: String,
     },
     /// Somebody else installs.
     #[error("cannot install now")]
@@ -323,12 +341,12 @@ impl UpdateError {
             } => 42,
             Self::TrustKeys(_) => 18,
             Self::SourceMismatch { .. } => 20,
-            Self::TooSmall { .. } => 28,
+            Self::TooSmall { .. } | Self::EncodersMissing { .. } => 28,
             Self::Payload(error) => payload_code(error),
             Self::EmptyAnswer { .. } => 30,
             Self::AnswerUnreadable { .. } | Self::AnswerTooLong { .. } => 31,
             Self::AnswerInvalid(_) => 34,
-            Self::Ignored { .. } => 35,
+            Self::Ignored { .. } | Self::ReleaseRefused { .. } => 35,
             Self::Deferred { .. } | Self::Cancelled => 36,
             Self::Backoff { .. } => 40,
             Self::PcrPolicyServer { .. } => 43,

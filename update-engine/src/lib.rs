@@ -9,6 +9,7 @@ pub mod boot;
 pub mod bus;
 pub mod client;
 pub mod config;
+pub mod deltas;
 pub mod engine;
 pub mod error;
 pub mod health;

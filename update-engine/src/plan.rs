@@ -7,6 +7,7 @@ use payload::Trust;
 use crate::config::Settings;
 use crate::omaha::UpdateOffer;
 use crate::platform::{KernelFiles, Slots};
+use crate::policy::Circumstances;
 
 /// Everything that an installation needs to know. Made by [`make`] alone.
 #[derive(Debug, Clone)]
@@ -21,6 +22,8 @@ pub struct InstallPlan {
     pub files: KernelFiles,
     /// Whom the payload must be signed by.
     pub trust: Trust,
+    /// What the release is held against once its signed manifest is there.
+    pub circumstances: Circumstances,
     /// Where a PCR policy is posted, if anywhere.
     pub pcr_policy_server: Option<String>,
     /// How long the new image's post-install program may take.
@@ -34,6 +37,7 @@ pub fn make(
     slots: Slots,
     files: KernelFiles,
     trust: Trust,
+    circumstances: Circumstances,
     settings: &Settings,
 ) -> InstallPlan {
     InstallPlan {
@@ -42,6 +46,7 @@ pub fn make(
         slots,
         files,
         trust,
+        circumstances,
         pcr_policy_server: settings.pcr_policy_server.clone(),
         postinst_timeout: settings.postinst_timeout,
     }
@@ -87,6 +92,7 @@ impl InstallPlan {
             slots,
             files,
             Trust::allow_unsigned(Vec::new()),
+            Circumstances::default(),
             &Settings::default(),
         )
     }

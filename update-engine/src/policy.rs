@@ -1,6 +1,9 @@
-//! Whether this machine takes an offer: a pure function with its reason.
+//! Whether this machine takes an offer, and later the release behind it: pure functions
+//! with their reasons.
 
-use omaha_protocol::Version;
+use omaha_protocol::{Version, same_app_id};
+use payload::Release;
+use serde::{Deserialize, Serialize};
 
 use crate::omaha::UpdateOffer;
 
@@ -83,6 +86,135 @@ pub fn decide(offer: &UpdateOffer, rules: &Rules, history: &History) -> Decision
         return Decision::Backoff(until);
     }
     Decision::Allowed
+}
+
+/// What the makers of a release say of it in its signed manifest, as far as it decides
+/// whether a machine may take it. Serializable, so that a refusal can be remembered by
+/// its grounds and ends when they do.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ReleaseFacts {
+    /// The application that it updates.
+    pub app_id: Option<String>,
+    /// The board that it runs on.
+    pub board: Option<String>,
+    /// Its version.
+    pub version: Option<String>,
+    /// The oldest version that may be updated to it.
+    pub min_source_version: Option<String>,
+    /// Counts up when older releases must not be installed any more; 0 when not told.
+    pub security_epoch: u64,
+    /// After which moment it must not be installed, in seconds since 1970.
+    pub expires: Option<u64>,
+}
+
+/// The machine that a release is held against, and the moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Circumstances {
+    /// Its application.
+    pub app_id: String,
+    /// Its board, empty when unknown.
+    pub board: String,
+    /// The running version, empty when unknown.
+    pub running: String,
+    /// The version that the server offered, empty when it named none.
+    pub offered: String,
+    /// The highest security epoch that was ever installed here.
+    pub security_epoch: u64,
+    /// Unix seconds by the wall clock.
+    pub now: i64,
+}
+
+impl ReleaseFacts {
+    /// The facts of a manifest; a release without any says nothing.
+    pub fn of(release: Option<&Release>) -> Self {
+        let Some(release) = release else {
+            return Self::default();
+        };
+        Self {
+            app_id: release.app_id.clone(),
+            board: release.board.clone(),
+            version: release.version.clone(),
+            min_source_version: release.min_source_version.clone(),
+            security_epoch: release.security_epoch.unwrap_or(0),
+            expires: release.expires,
+        }
+    }
+}
+
+/// Whether a release may be installed on this machine now. What is not said is no
+/// ground to refuse it, with one exception: a release without a security epoch has the
+/// lowest one, or an old release of before there were epochs would get around them.
+///
+/// # Errors
+/// Why not, in words.
+pub fn admit(release: &ReleaseFacts, machine: &Circumstances) -> Result<(), String> {
+    if let Some(app_id) = &release.app_id
+        && !same_app_id(app_id, &machine.app_id)
+    {
+        let own = &machine.app_id;
+        return Err(format!(
+            "it is for the application {app_id}, this one is {own}"
+        ));
+    }
+    if let Some(board) = &release.board
+        && !board.eq_ignore_ascii_case(&machine.board)
+    {
+        return Err(if machine.board.is_empty() {
+            format!(
+                "it is for the board {board}, and this machine's is not known; set \
+                 FLATCAR_RELEASE_BOARD"
+            )
+        } else {
+            let own = &machine.board;
+            format!("it is for the board {board}, this machine is {own}")
+        });
+    }
+    if let Some(version) = &release.version
+        && !machine.offered.is_empty()
+        && !same_version(version, &machine.offered)
+    {
+        let offered = &machine.offered;
+        return Err(format!(
+            "it is version {version}, but the server offered it as {offered}"
+        ));
+    }
+    if let Some(least) = &release.min_source_version {
+        // What cannot be read or compared is not old enough to be refused for sure, and
+        // not new enough to be taken: rules fail closed.
+        let new_enough = least
+            .parse::<Version>()
+            .is_ok_and(|least| at_least(&machine.running, &least));
+        if !new_enough {
+            let running = &machine.running;
+            return Err(format!(
+                "it may be installed over {least} or newer, and this machine runs {running:?}"
+            ));
+        }
+    }
+    if release.security_epoch < machine.security_epoch {
+        let (epoch, own) = (release.security_epoch, machine.security_epoch);
+        return Err(format!(
+            "its security epoch is {epoch}, and one of epoch {own} was installed here"
+        ));
+    }
+    if let Some(expires) = release.expires
+        && u64::try_from(machine.now).unwrap_or(0) > expires
+    {
+        let now = machine.now;
+        return Err(format!(
+            "it expired at unix time {expires}, and it is {now} by this machine's clock"
+        ));
+    }
+    Ok(())
+}
+
+/// Versions compare by their numbers, other texts as they are.
+fn same_version(one: &str, other: &str) -> bool {
+    match (one.parse::<Version>(), other.parse::<Version>()) {
+        (Ok(one), Ok(other)) => one == other,
+        _ => one == other,
+    }
 }
 
 /// A version that cannot be read is at least nothing: rules fail closed.
@@ -210,6 +342,90 @@ mod tests {
             ..History::default()
         };
         assert_eq!(verdict("3.0.0", &Rules::default(), &history), "deferred");
+    }
+
+    #[test]
+    fn signed_facts_of_a_release_refuse_it() {
+        let text = |text: &str| Some(text.to_owned());
+        let machine = || Circumstances {
+            app_id: "{E96281A6-D1AF-4BDE-9A0A-97B76E56DC57}".to_owned(),
+            board: "amd64-usr".to_owned(),
+            running: "4152.2.0".to_owned(),
+            offered: "4230.1.0".to_owned(),
+            security_epoch: 3,
+            now: 1_700_000_000,
+        };
+        let fitting = || ReleaseFacts {
+            app_id: text("{e96281a6-d1af-4bde-9a0a-97b76e56dc57}"),
+            board: text("AMD64-usr"),
+            version: text("4230.1.0"),
+            min_source_version: text("4152.2.0"),
+            security_epoch: 3,
+            expires: Some(1_700_000_000),
+        };
+        type Change = fn(&mut ReleaseFacts, &mut Circumstances);
+        let table: [(Change, &str); 15] = [
+            (|_, _| {}, ""),
+            (|_, machine| machine.offered.clear(), ""),
+            (|release, _| release.security_epoch = 4, ""),
+            (
+                |release, _| {
+                    *release = ReleaseFacts {
+                        security_epoch: 3,
+                        ..ReleaseFacts::default()
+                    }
+                },
+                "",
+            ),
+            (
+                |release, _| release.app_id = Some("io.example.App".to_owned()),
+                "application io.example.App",
+            ),
+            (
+                |release, _| release.board = Some("arm64-usr".to_owned()),
+                "board arm64-usr",
+            ),
+            (|_, machine| machine.board.clear(), "FLATCAR_RELEASE_BOARD"),
+            (
+                |release, _| release.version = Some("4230.0.0".to_owned()),
+                "offered it as 4230.1.0",
+            ),
+            (
+                |_, machine| machine.running = "4152.1.9".to_owned(),
+                "over 4152.2.0 or newer",
+            ),
+            (
+                |_, machine| machine.running.clear(),
+                "over 4152.2.0 or newer",
+            ),
+            (
+                |release, _| release.min_source_version = Some("soon".to_owned()),
+                "over soon",
+            ),
+            (|release, _| release.security_epoch = 2, "epoch is 2"),
+            (|release, _| *release = ReleaseFacts::of(None), "epoch is 0"),
+            (
+                |release, _| release.expires = Some(1_699_999_999),
+                "expired",
+            ),
+            // A clock that was never set refuses nothing.
+            (|_, machine| machine.now = -1, ""),
+        ];
+        for (number, (change, reason)) in table.into_iter().enumerate() {
+            let (mut release, mut machine) = (fitting(), machine());
+            change(&mut release, &mut machine);
+            match admit(&release, &machine) {
+                Ok(()) => assert_eq!(reason, "", "row {number}"),
+                Err(words) => {
+                    assert!(!reason.is_empty() && words.contains(reason), "{words}");
+                }
+            }
+        }
+        let json = serde_json::to_string(&fitting()).unwrap();
+        assert_eq!(
+            serde_json::from_str::<ReleaseFacts>(&json).unwrap(),
+            fitting()
+        );
     }
 
     #[test]

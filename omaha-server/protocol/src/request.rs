@@ -94,6 +94,13 @@ pub struct RequestApp {
     pub from_track: Option<String>,
     /// Attribute `nextversion`: the version being installed.
     pub next_version: Option<String>,
+    /// Attribute `usr_sha256`: SHA-256 of the running image in lower-case hex. Our own;
+    /// servers of the field ignore what they do not know.
+    pub usr_sha256: Option<String>,
+    /// Attribute `encoders`: library and version of each encoder at hand, separated by
+    /// spaces, as in `zlib/1.3.1 zstd/1.5.7`. Our own. Being there at all says that the
+    /// machine reads payloads of format version 2.
+    pub encoders: Option<String>,
     /// Element `<ping>`: the machine is alive.
     pub ping: Option<Ping>,
     /// Element `<updatecheck>`: the machine asks for an answer.
@@ -211,6 +218,8 @@ impl RequestApp {
             delta_okay: element.flag("delta_okay"),
             from_track: element.owned("from_track"),
             next_version: element.owned("nextversion"),
+            usr_sha256: element.owned("usr_sha256"),
+            encoders: element.owned("encoders"),
             ping: None,
             update_check: None,
             events: Vec::new(),
@@ -258,6 +267,8 @@ impl RequestApp {
             .boolean("delta_okay", self.delta_okay)
             .optional("from_track", self.from_track.as_deref())
             .optional("nextversion", self.next_version.as_deref())
+            .optional("usr_sha256", self.usr_sha256.as_deref())
+            .optional("encoders", self.encoders.as_deref())
             .spaced_parent();
         if let Some(ping) = self.ping {
             xml.tag("ping")

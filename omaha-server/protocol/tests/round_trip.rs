@@ -48,9 +48,10 @@ fn request_app() -> impl Strategy<Value = RequestApp> {
         )),
         vec(event(), 0..3),
     );
-    let optional = (option::of(text()), option::of(text()));
+    let optional = proptest::array::uniform4(option::of(text()));
     (texts, any::<bool>(), optional, children).prop_map(
-        |(texts, delta_okay, (from_track, next_version), (ping, update_check, events))| {
+        |(texts, delta_okay, optional, (ping, update_check, events))| {
+            let [from_track, next_version, usr_sha256, encoders] = optional;
             let [
                 id,
                 version,
@@ -81,6 +82,8 @@ fn request_app() -> impl Strategy<Value = RequestApp> {
                 delta_okay,
                 from_track,
                 next_version,
+                usr_sha256,
+                encoders,
                 ping,
                 update_check,
                 events,

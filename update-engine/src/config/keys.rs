@@ -1,6 +1,8 @@
 //! Every key that the updater knows, as one table: the parser, the defaults and
 //! `docs/configuration.md` all come from it.
 
+use payload::recompress::Encoders;
+
 /// One key of the configuration.
 #[derive(Debug)]
 pub struct Key {
@@ -209,6 +211,12 @@ pub(super) const STATE_DIR: Key = strict(
     "/var/lib/update_engine",
     "Where state is kept, in `prefs/`. Read at start only.",
 );
+pub(super) const ENCODERS_DIR: Key = lenient(
+    "ENCODERS_DIR",
+    "absolute path",
+    Encoders::DIRECTORY,
+    "Folder of further compression libraries (`libzstd*.so*`, `liblz4*.so*`), for deltas of images that other versions than the system's own have compressed. Looked at when first needed, and again when this setting changes.",
+);
 pub(super) const TRIES: Key = lenient(
     "TRIES",
     "integer, 1 to 15",
@@ -278,6 +286,7 @@ pub const KEYS: &[&Key] = &[
     &CA_FILE,
     &SLOT_TYPE_GUID,
     &STATE_DIR,
+    &ENCODERS_DIR,
     &TRIES,
     &PROXY,
     &NO_PROXY,

@@ -100,6 +100,8 @@ pub struct Settings {
     pub health_timeout: Duration,
     /// For the post-install program.
     pub postinst_timeout: Duration,
+    /// Folder of further compression libraries, a path on the machine.
+    pub encoders_dir: String,
     /// Folder for state, a path on the machine.
     pub state_dir: String,
 }
@@ -393,6 +395,7 @@ impl Reader {
             postinst_timeout: self.value(&keys::POSTINST_TIMEOUT, |text| {
                 duration(text, 1..=values::DAY)
             })?,
+            encoders_dir: self.value(&keys::ENCODERS_DIR, values::path)?,
             state_dir: self.value(&keys::STATE_DIR, values::path)?,
         };
         Ok(Loaded {

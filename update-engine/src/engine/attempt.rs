@@ -10,11 +10,9 @@ use crate::config::{Identity, Loaded, Settings};
 use crate::error::UpdateError;
 use crate::machine::Trigger;
 use crate::net::{HttpOptions, HttpTransport, Transport};
-use crate::omaha::{self, Flags};
+use crate::omaha::{self, Abilities, Flags};
 use crate::prefs;
 
-/// Failed deltas after which a full payload is asked for.
-const MOST_DELTA_FAILURES: i64 = 3;
 /// Ceiling for a file of CA certificates.
 const CA_LIMIT: u64 = 4 * 1024 * 1024;
 
@@ -25,7 +23,7 @@ pub(super) struct Attempt {
     pub(super) identity: Identity,
     pub(super) transport: Arc<dyn Transport>,
     aleph_version: String,
-    delta_okay: bool,
+    abilities: Abilities,
 }
 
 impl Attempt {
@@ -39,15 +37,20 @@ impl Attempt {
         let identity = Identity::load(&world.root, &settings);
         let transport: Arc<dyn Transport> = Arc::new(transport(world, &settings)?);
         let aleph_version = world.aleph_version(&identity.version)?;
-        let delta_okay = world.discover(&settings).is_ok()
-            && world.integer(prefs::DELTA_UPDATE_FAILURES) < MOST_DELTA_FAILURES;
+        let slots = world.discover(&settings).ok();
+        let abilities = Abilities {
+            delta_okay: slots.is_some() && world.delta_history().takes_deltas(),
+            usr_sha256: slots
+                .and_then(|slots| world.installed_image(&slots.source, &identity.version)),
+            encoders: Some(world.encoders(&settings).names()),
+        };
         Ok(Self {
             trigger,
             settings,
             identity,
             transport,
             aleph_version,
-            delta_okay,
+            abilities,
         })
     }
 
@@ -57,7 +60,7 @@ impl Attempt {
             &self.identity,
             &self.aleph_version,
             self.trigger,
-            self.delta_okay,
+            &self.abilities,
             running,
         )
     }
@@ -68,14 +71,18 @@ impl Attempt {
             &self.identity,
             &self.aleph_version,
             self.trigger,
-            self.delta_okay,
+            self.abilities.delta_okay,
             event,
         )
     }
 
     /// The sign of life while waiting for the reboot.
     pub(super) fn ping(&self) -> Request {
-        omaha::ping_only(&self.identity, &self.aleph_version, self.delta_okay)
+        omaha::ping_only(
+            &self.identity,
+            &self.aleph_version,
+            self.abilities.delta_okay,
+        )
     }
 
     /// The circumstances that go with an error code.

@@ -12,7 +12,7 @@ use crate::machine::{CheckResult, Failure};
 use crate::omaha::{self, Answer, UpdateOffer};
 use crate::plan;
 use crate::platform::KernelFiles;
-use crate::policy::{self, Decision, History, Rules};
+use crate::policy::{self, Circumstances, Decision, History, Rules};
 use crate::prefs::{self, FULL_RESPONSE, Key, PREVIOUS_VERSION};
 use crate::retry::RetryState;
 
@@ -176,6 +176,7 @@ fn consider(
     let settings = &attempt.settings;
     let retry = world.retry_state().for_offer(offer);
     world.keep_retry_state(&retry)?;
+    world.keep_delta_history(&world.delta_history().for_version(&offer.version))?;
     let rules = Rules {
         paused: settings.paused,
         version_floor: settings.version_floor.clone(),
@@ -197,6 +198,20 @@ fn consider(
         Decision::Ignored(reason) => return Err(UpdateError::Ignored { version, reason }),
         Decision::Backoff(until) => return Err(UpdateError::Backoff { version, until }),
     }
+    let circumstances = Circumstances {
+        app_id: attempt.identity.app_id.clone(),
+        board: attempt.identity.board.clone(),
+        running: attempt.identity.version.clone(),
+        offered: offer.version.clone(),
+        security_epoch: world.security_epoch()?,
+        now: unix_now(),
+    };
+    // Its manifest was read before: it need not be downloaded again to say the same.
+    if let Some(facts) = world.refused_release(&offer.sha256)
+        && let Err(reason) = policy::admit(&facts, &circumstances)
+    {
+        return Err(UpdateError::Ignored { version, reason });
+    }
     let trust = world.trust(settings)?;
     let slots = world.discover(settings)?;
     let files = KernelFiles::of(&world.root, settings, &slots)
@@ -207,6 +222,7 @@ fn consider(
         slots,
         files,
         trust,
+        circumstances,
         settings,
     ))
 }

@@ -14,6 +14,7 @@ use super::reporter::Keep;
 use super::{Engine, VOLATILE_STATE, World};
 use crate::boot::GptBoot;
 use crate::config::Settings;
+use crate::deltas::{self, DeltaFailure, DeltaHistory};
 use crate::error::UpdateError;
 use crate::install::{self, Ended, Observer, SlotDevices, StateFolders, Surroundings};
 use crate::machine::{Event, Failure, InstallFailure};
@@ -21,7 +22,7 @@ use crate::net::Patience;
 use crate::omaha::moment;
 use crate::plan::InstallPlan;
 use crate::postinst::MountedPostInstall;
-use crate::prefs::{DELTA_UPDATE_FAILURES, PREVIOUS_VERSION};
+use crate::prefs::PREVIOUS_VERSION;
 
 impl Engine {
     pub(super) fn start_installation(&mut self, plan: InstallPlan) {
@@ -52,7 +53,7 @@ impl World {
         let plan = Arc::new(plan);
         let surroundings = match self.surroundings(&attempt) {
             Ok(surroundings) => Arc::new(surroundings),
-            Err(error) => return Err(failure(&error, false)),
+            Err(error) => return Err(failure(&plan, &error, false)),
         };
         let observer = Reports {
             world: Arc::clone(&self),
@@ -69,7 +70,7 @@ impl World {
                 observer.report(moment::applied()).await;
                 Ok(())
             }
-            Err(error) => Err(failure(&error, ended.resumed)),
+            Err(error) => Err(failure(&plan, &error, ended.resumed)),
         }
     }
 
@@ -85,6 +86,7 @@ impl World {
             transport: Arc::clone(&attempt.transport),
             patience: Patience::default(),
             slots: Arc::new(SlotDevices),
+            encoders: self.encoders(settings),
             boot: Arc::new(GptBoot::new(settings)),
             postinst: Arc::new(MountedPostInstall::new(&self.root, settings)),
             root: self.root.clone(),
@@ -105,7 +107,8 @@ impl World {
         }
         match &ended.result {
             Ok(proof) => {
-                kept.push(self.keep(DELTA_UPDATE_FAILURES, "0"));
+                kept.push(self.keep_delta_history(&DeltaHistory::default()));
+                kept.push(self.keep_installed(&plan.slots.target, proof));
                 kept.push(self.keep(INSTALLED_VERSION, proof.version()));
                 kept.push(self.keep(UPDATE_BOOT_ID, &attempt.identity.boot_id));
                 kept.push(self.keep(PREVIOUS_VERSION, &attempt.identity.version));
@@ -113,9 +116,13 @@ impl World {
             Err(UpdateError::Cancelled) => {}
             Err(error) => {
                 kept.push(self.count_failure(&plan.offer, error.code()));
-                if plan.offer.is_delta && !matches!(error, UpdateError::Transfer { .. }) {
-                    let failures = self.integer(DELTA_UPDATE_FAILURES).saturating_add(1);
-                    kept.push(self.keep(DELTA_UPDATE_FAILURES, &failures.to_string()));
+                if let Some(failure) = deltas::judge(plan.offer.is_delta, error) {
+                    let mut history = self.delta_history().for_version(&plan.offer.version);
+                    history.failed(failure);
+                    kept.push(self.keep_delta_history(&history));
+                }
+                if let UpdateError::ReleaseRefused { facts, .. } = error {
+                    kept.push(self.keep_refused_release(&plan.offer.sha256, facts));
                 }
             }
         }
@@ -160,14 +167,18 @@ impl World {
     }
 }
 
-fn failure(error: &UpdateError, resumed: bool) -> InstallFailure {
-    match error {
-        UpdateError::Cancelled => InstallFailure::Cancelled,
-        error => InstallFailure::Failed(Failure {
-            code: error.code(),
-            words: error.words(),
-            resumed,
-        }),
+fn failure(plan: &InstallPlan, error: &UpdateError, resumed: bool) -> InstallFailure {
+    if matches!(error, UpdateError::Cancelled) {
+        return InstallFailure::Cancelled;
+    }
+    let failure = Failure {
+        code: error.code(),
+        words: error.words(),
+        resumed,
+    };
+    match deltas::judge(plan.offer.is_delta, error) {
+        Some(DeltaFailure::Hopeless) => InstallFailure::UselessDelta(failure),
+        Some(DeltaFailure::Counted) | None => InstallFailure::Failed(failure),
     }
 }
 

@@ -6,6 +6,7 @@ mod attempt;
 mod check;
 mod health_gate;
 mod installation;
+mod remembered;
 mod reporter;
 mod view;
 
@@ -13,6 +14,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use payload::recompress::Encoders;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -44,6 +46,9 @@ pub struct World {
     pub prefs: Arc<dyn StateStore>,
     reporter: Reporter,
     gate: Mutex<health_gate::Gate>,
+    /// The encoders and the folder that they are from. Loaded once: what is costly about
+    /// them is kept inside.
+    encoders: std::sync::Mutex<Option<(String, Arc<Encoders>)>>,
 }
 
 /// The daemon without its D-Bus side.
@@ -71,6 +76,7 @@ impl World {
             prefs,
             reporter,
             gate: Mutex::default(),
+            encoders: std::sync::Mutex::default(),
         })
     }
 
@@ -78,6 +84,30 @@ impl World {
         self.discovery
             .find(&self.root, settings.slot_type)
             .map_err(|error| UpdateError::Slots(Box::new(error)))
+    }
+
+    /// The encoders at hand, loaded when first asked for.
+    fn encoders(&self, settings: &Settings) -> Arc<Encoders> {
+        let folder = &settings.encoders_dir;
+        let mut loaded = self
+            .encoders
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        match &*loaded {
+            Some((from, encoders)) if from == folder => Arc::clone(encoders),
+            _ => {
+                let encoders = match self.root.path(folder) {
+                    Ok(path) => Encoders::available(&path),
+                    Err(error) => {
+                        tracing::warn!(%error, folder, "no further encoders can be looked for");
+                        Encoders::carried()
+                    }
+                };
+                let encoders = Arc::new(encoders);
+                *loaded = Some((folder.clone(), Arc::clone(&encoders)));
+                encoders
+            }
+        }
     }
 
     fn read(&self, key: Key) -> Result<Option<String>, UpdateError> {

@@ -23,11 +23,13 @@ use super::slot_image::SlotImage;
 use crate::error::{Artefact, UpdateError};
 use crate::plan::InstallPlan;
 use crate::platform::UpdateLock;
+use crate::policy::{self, ReleaseFacts};
 use crate::postinst::{Job, Outcome, PostInstall};
 
-/// Payload bytes applied between two syncs of the target. Bounds both what a
-/// power cut costs and how many dirty pages an installation leaves to the kernel.
-const COMMIT_STEP: u64 = 32 * 1024 * 1024;
+/// Bytes written between two syncs of the target. Bounds both what a power cut costs
+/// and how many dirty pages an installation leaves to the kernel. Not counted in bytes of
+/// the payload: a small delta writes a large image.
+const COMMIT_STEP: u64 = 16 * 1024 * 1024;
 /// Unit of copying and hashing; a multiple of every sector size.
 const CHUNK: usize = 1024 * 1024;
 /// Ceiling for a PCR policy, which is kept in memory to be posted.
@@ -44,7 +46,8 @@ pub(super) struct Application {
     old: OldImages,
     checkpoints: Checkpoints,
     sink: Option<Sink>,
-    committed: u64,
+    /// Bytes written since the last sync.
+    unsynced: u64,
     lock: UpdateLock,
 }
 
@@ -142,21 +145,17 @@ impl Application {
                 (stream.expect(announced)?, 0)
             }
         };
+        let decoders = Decoders::new(workers(), &surroundings.encoders);
         let mut application = Self {
             plan,
             surroundings,
             stream,
             position,
-            decoders: Decoders::new(
-                workers(),
-                &Arc::new(payload::recompress::Encoders::available(
-                    payload::recompress::Encoders::DIRECTORY.as_ref(),
-                )),
-            ),
+            decoders,
             old: OldImages::default(),
             checkpoints,
             sink: None,
-            committed: position,
+            unsynced: 0,
             lock,
         };
         if position > 0 {
@@ -164,6 +163,7 @@ impl Application {
             let manifest = application.stream.manifest().map(Arc::clone);
             if let Some(manifest) = manifest {
                 application.check_room(&manifest)?;
+                application.admit(&manifest)?;
                 application.mark_target_unbootable()?;
                 application.old = application.open_old_images(&manifest)?;
                 application.sink = Some(application.open_sink(&manifest)?);
@@ -194,23 +194,32 @@ impl Application {
                 match event {
                     Event::Metadata { manifest, raw } => self.begin(&manifest, &raw)?,
                     Event::Operation(pending) => {
-                        let old = self.old.of(&pending.target);
-                        if let Some(ready) = self.decoders.push(pending, old)? {
-                            self.apply(ready)?;
+                        while !self.decoders.has_room_for(&pending.operation) {
+                            self.apply_oldest()?;
                         }
+                        let old = self.old.of(&pending.target);
+                        self.decoders.push(pending, old);
                     }
                 }
             }
         }
-        while let Some(ready) = self.decoders.pop()? {
-            self.apply(ready)?;
-        }
+        while self.apply_oldest()? {}
         Ok(())
+    }
+
+    /// Whether there was one.
+    fn apply_oldest(&mut self) -> Result<bool, UpdateError> {
+        let Some(ready) = self.decoders.pop()? else {
+            return Ok(false);
+        };
+        self.apply(ready)?;
+        Ok(true)
     }
 
     /// Header and manifest are there; no byte of the target has been touched yet.
     fn begin(&mut self, manifest: &Manifest, raw: &[u8]) -> Result<(), UpdateError> {
         self.check_room(manifest)?;
+        self.admit(manifest)?;
         // Before the first byte: from here on the target is no system any more.
         self.mark_target_unbootable()?;
         // Before the target changes: a record of another payload must not be found
@@ -245,6 +254,24 @@ impl Application {
             });
         }
         Ok(())
+    }
+
+    /// Whether this machine may and can take the release, by the signed manifest.
+    fn admit(&self, manifest: &Manifest) -> Result<(), UpdateError> {
+        let facts = ReleaseFacts::of(manifest.release.as_ref());
+        policy::admit(&facts, &self.plan.circumstances).map_err(|reason| {
+            UpdateError::ReleaseRefused {
+                reason,
+                facts: Box::new(facts),
+            }
+        })?;
+        let missing = manifest.missing_encoders(&self.surroundings.encoders);
+        if missing.is_empty() {
+            Ok(())
+        } else {
+            let names = missing.join(", ");
+            Err(UpdateError::EncodersMissing { names })
+        }
     }
 
     fn mark_target_unbootable(&self) -> Result<(), UpdateError> {
@@ -370,6 +397,7 @@ impl Application {
             old,
             resume,
         } = ready;
+        self.unsynced = self.unsynced.saturating_add(operation.bytes_written());
         let (block_size, old) = (sink.block_size, old.as_deref());
         let apply_to_file = |part: Option<&PartFile>, decoded| match part {
             Some(part) => Ok(payload::apply(
@@ -397,12 +425,15 @@ impl Application {
             }
         }
         self.checkpoints.record(&resume)?;
-        // What one operation of a delta read, the next may have overwritten: from
-        // an older point it could not be repeated, so there is no durable point.
-        if sink.repeatable && resume.offset().saturating_sub(self.committed) >= COMMIT_STEP {
+        if self.unsynced >= COMMIT_STEP {
             sink.sync()?;
-            self.checkpoints.commit(&resume)?;
-            self.committed = resume.offset();
+            self.unsynced = 0;
+            // What one operation of a delta in place read, the next may have
+            // overwritten: from an older point it could not be repeated, so there is
+            // no durable point.
+            if sink.repeatable {
+                self.checkpoints.commit(&resume)?;
+            }
         }
         Ok(())
     }

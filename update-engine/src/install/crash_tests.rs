@@ -13,6 +13,7 @@ use payload::make::Profile;
 
 use crate::boot::{BootControl, BootError, GptBoot};
 use crate::config::Settings;
+use crate::deltas::{self, DeltaFailure};
 use crate::error::UpdateError;
 use crate::install::Proof;
 use crate::platform::Slots;
@@ -371,6 +372,169 @@ fn a_delta_of_version_2_reads_the_running_system_and_goes_on_after_a_stop_or_pow
     );
 }
 
+/// Two images of 6 MiB: most of the second is in the first, some of it elsewhere, some
+/// changed by a few bytes, some new. What does not begin at whole blocks is cut there by
+/// operations that share a block.
+fn moved_changed_and_new() -> (Vec<u8>, Vec<u8>) {
+    let old = noise(21, 6 * MIB);
+    let mut new = Vec::new();
+    new.extend_from_slice(&old[..MIB]);
+    new.extend_from_slice(&noise(22, MIB / 2 + 100));
+    new.extend_from_slice(&old[3 * MIB + 7..4 * MIB + 3000]);
+    new.extend_from_slice(&old[2 * MIB..3 * MIB]);
+    new.extend_from_slice(&vec![0; 200 * BLOCK]);
+    new.extend_from_slice(&patterned(MIB / 2));
+    let rest = 6 * MIB - new.len();
+    new.extend_from_slice(&old[old.len() - rest..]);
+    for place in (4 * MIB + 11..6 * MIB).step_by(100_003) {
+        new[place] ^= 0x40;
+    }
+    (old, new)
+}
+
+#[test]
+fn a_real_delta_goes_on_after_any_operation_and_ends_in_the_same_bytes() {
+    let (old, new) = moved_changed_and_new();
+    let release = Release::delta_between(&old, new, payload::Release::default(), None);
+    let operations = release.operations();
+    let kinds: std::collections::BTreeSet<_> = operations.iter().map(|op| op.name()).collect();
+    println!(
+        "{} operations {kinds:?} in {} bytes",
+        operations.len(),
+        release.payload.len()
+    );
+    assert!(kinds.len() >= 3 && operations.len() >= 6);
+    let machine = Machine::running(old, None, 4096, SlotB::Preferred);
+
+    // Stopped, as by a signal, where the data of an operation ends.
+    let (_, ends) = release.ends();
+    for end in ends.iter().collect::<std::collections::BTreeSet<_>>() {
+        let machine = machine.killed();
+        machine.attempt(&release).cancelled_at(*end).run();
+        let (ended, asked) = machine.attempt(&release).run();
+        let context = format!("stopped at byte {end}");
+        ended.result.expect(&context);
+        assert_eq!(asked, [*end], "{context}");
+        machine.assert_updated(&release, &context);
+    }
+
+    // Killed before each write: also between operations without data, and within one.
+    let killed = Arc::new(Mutex::new(Vec::new()));
+    let watched = machine.killed();
+    let watcher = {
+        let (watched, killed) = (watched.clone(), Arc::clone(&killed));
+        move |write| killed.lock().unwrap().push((write, watched.killed()))
+    };
+    let (ended, _) = watched.attempt(&release).watched_by(watcher).run();
+    ended.result.unwrap();
+    watched.assert_updated(&release, "undisturbed");
+    let killed = std::mem::take(&mut *killed.lock().unwrap());
+    assert!(killed.len() >= operations.len());
+    let (mut resumed, kills) = (0, killed.len());
+    for (write, machine) in killed {
+        let context = format!("killed before write {write}");
+        assert_eq!(machine.boots(&machine.disk, &release), Ok(A), "{context}");
+        let (ended, _) = machine.attempt(&release).run();
+        ended.result.expect(&context);
+        machine.assert_updated(&release, &context);
+        resumed += u32::from(ended.resumed);
+    }
+    println!("killed {kills} times, {resumed} went on");
+    assert!(resumed > 0);
+}
+
+#[test]
+fn a_changed_byte_of_the_running_system_is_found_before_its_operation_writes() {
+    let (old, new) = moved_changed_and_new();
+    let release = Release::delta_between(&old, new, payload::Release::default(), None);
+    let mut read = 0;
+    for operation in release.operations() {
+        let Some(old_bytes) = operation.old_bytes() else {
+            continue;
+        };
+        read += 1;
+        let first = old_bytes.extents.iter().find_map(|extent| match extent {
+            payload::Extent::Run { offset, .. } => Some(*offset),
+            payload::Extent::Hole { .. } => None,
+        });
+        let place = usize::try_from(first.unwrap()).unwrap() + 1;
+        let mut changed = old.clone();
+        changed[place] ^= 1;
+        let machine = Machine::running(changed, None, 4096, SlotB::Blank);
+        let written = Arc::new(Mutex::new(0));
+        let watcher = {
+            let written = Arc::clone(&written);
+            move |_| *written.lock().unwrap() += 1
+        };
+        let (ended, _) = machine.attempt(&release).watched_by(watcher).run();
+        let error = ended.result.unwrap_err();
+        let context = format!("operation {} reads byte {place}: {error}", operation.index);
+        assert_eq!(error.code(), 20, "{context}");
+        assert_eq!(
+            deltas::judge(true, &error),
+            Some(DeltaFailure::Hopeless),
+            "{context}"
+        );
+        // Its own place in the target holds what was there before.
+        let destination = operation
+            .destination
+            .iter()
+            .find_map(|extent| match extent {
+                payload::Extent::Run { offset, .. } => Some(*offset),
+                payload::Extent::Hole { .. } => None,
+            });
+        let target = machine.slots.target.start + destination.unwrap();
+        let untouched = &machine.older()[usize::try_from(destination.unwrap()).unwrap()..];
+        assert!(
+            machine.disk.holds(target + 4096, &untouched[4096..8192]),
+            "{context}"
+        );
+        assert_eq!(machine.boots(&machine.disk, &release), Ok(A), "{context}");
+    }
+    println!("{read} operations that read the running system");
+    assert!(read >= 3);
+}
+
+#[test]
+fn what_a_machine_must_not_or_cannot_take_leaves_its_target_as_it_was() {
+    let (old, new) = moved_changed_and_new();
+    let facts = payload::Release {
+        board: Some("arm64-usr".to_owned()),
+        ..payload::Release::default()
+    };
+    let release = Release::delta_between(&old, new.clone(), facts, None);
+    let machine = Machine::running(old.clone(), None, 4096, SlotB::Preferred);
+    let before = machine.disk.to_bytes();
+    let attempt = machine.attempt(&release).planned(|plan| {
+        plan.circumstances.board = "amd64-usr".to_owned();
+    });
+    let error = attempt.run().0.result.unwrap_err();
+    assert!(
+        matches!(error, UpdateError::ReleaseRefused { .. }),
+        "{error}"
+    );
+    assert!(
+        error.words().contains("board arm64-usr"),
+        "{}",
+        error.words()
+    );
+    assert_eq!(error.code(), 35);
+    assert!(machine.disk.to_bytes() == before, "nothing was written");
+
+    let encoder = Some("zstd/0.9.9/level=19");
+    let needy = Release::delta_between(&old, new, payload::Release::default(), encoder);
+    let error = machine.install(&needy).unwrap_err();
+    assert!(error.to_string().contains("zstd/0.9.9/level=19"), "{error}");
+    assert_eq!(deltas::judge(true, &error), Some(DeltaFailure::Hopeless));
+    assert!(machine.disk.to_bytes() == before, "nothing was written");
+
+    let (ended, _) = machine
+        .attempt(&release)
+        .planned(|plan| plan.circumstances.board = "arm64-usr".to_owned())
+        .run();
+    ended.result.expect("control: the right board");
+}
+
 /// Of the bytes written since the last commit any may be lost, and the record of this
 /// boot is gone.
 #[test]
@@ -383,7 +547,7 @@ fn after_a_power_cut_only_what_was_committed_is_not_downloaded_again() {
     let watcher = {
         let (machine, cuts) = (machine.clone(), Arc::clone(&cuts));
         move |write| {
-            if [5, 31, 32, 35].contains(&write) {
+            if [5, 15, 16, 31, 32, 35].contains(&write) {
                 cuts.lock().unwrap().push((write, machine.power_cut(write)));
             }
         }
@@ -391,13 +555,17 @@ fn after_a_power_cut_only_what_was_committed_is_not_downloaded_again() {
     let (ended, _) = machine.attempt(&release).watched_by(watcher).run();
     ended.result.unwrap();
     let cuts = std::mem::take(&mut *cuts.lock().unwrap());
-    assert_eq!(cuts.len(), 4, "one write for each operation");
+    assert_eq!(cuts.len(), 6, "one write for each operation");
     for (write, machine) in cuts {
         let context = format!("power cut before write {write}");
         assert_eq!(machine.boots(&machine.disk, &release), Ok(A), "{context}");
         let (ended, asked) = machine.attempt(&release).run();
         ended.result.expect(&context);
-        let committed = if write < 32 { 0 } else { ends[31] };
+        let committed = match write {
+            0..16 => 0,
+            16..32 => ends[15],
+            _ => ends[31],
+        };
         assert_eq!(asked, [committed], "{context}");
         machine.assert_updated(&release, &context);
     }

@@ -24,6 +24,10 @@ pub(super) struct Ready {
 
 type Outcome = Result<Ready, PayloadError>;
 
+/// Bytes that all operations on their way may hold by [`payload::memory_needed`]. One
+/// alone may be larger than this, and is then alone.
+const MOST_BYTES: u64 = 40 << 20;
+
 struct Job {
     pending: PendingOperation,
     old: Option<Arc<dyn Image>>,
@@ -34,12 +38,21 @@ struct Job {
 pub(super) struct Decoders {
     jobs: Option<SyncSender<Job>>,
     threads: Vec<thread::JoinHandle<()>>,
-    window: VecDeque<Receiver<Outcome>>,
+    window: VecDeque<Awaited>,
     depth: usize,
+    /// Of all in the window.
+    bytes: u64,
+}
+
+/// An operation in the window.
+struct Awaited {
+    outcome: Receiver<Outcome>,
+    bytes: u64,
 }
 
 impl Decoders {
-    /// `workers` threads; twice as many operations may wait in memory at most.
+    /// `workers` threads; at most twice as many operations wait in memory, and never
+    /// more of them than [`MOST_BYTES`] allow.
     pub(super) fn new(workers: usize, encoders: &Arc<Encoders>) -> Self {
         let workers = workers.max(1);
         let (jobs, queue) = sync_channel::<Job>(workers);
@@ -55,23 +68,23 @@ impl Decoders {
             threads,
             window: VecDeque::new(),
             depth: workers * 2,
+            bytes: 0,
         }
     }
 
-    /// Hands an operation in, with the old image that it may read. When the window is full, gives the oldest one back,
-    /// which the caller must apply next.
-    pub(super) fn push(
-        &mut self,
-        pending: PendingOperation,
-        old: Option<Arc<dyn Image>>,
-    ) -> Result<Option<Ready>, PayloadError> {
-        let oldest = if self.window.len() >= self.depth {
-            self.pop()?
-        } else {
-            None
-        };
-        let (answer, receiver) = sync_channel(1);
-        self.window.push_back(receiver);
+    /// Whether the operation may be pushed now. If not, the oldest one must be taken
+    /// and applied first.
+    pub(super) fn has_room_for(&self, operation: &Operation) -> bool {
+        let bytes = self.bytes.saturating_add(payload::memory_needed(operation));
+        self.window.is_empty() || (self.window.len() < self.depth && bytes <= MOST_BYTES)
+    }
+
+    /// Hands an operation in, with the old image that it may read.
+    pub(super) fn push(&mut self, pending: PendingOperation, old: Option<Arc<dyn Image>>) {
+        let (answer, outcome) = sync_channel(1);
+        let bytes = payload::memory_needed(&pending.operation);
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.window.push_back(Awaited { outcome, bytes });
         if let Some(jobs) = &self.jobs {
             jobs.send(Job {
                 pending,
@@ -80,16 +93,18 @@ impl Decoders {
             })
             .expect("workers end only after the queue is closed");
         }
-        Ok(oldest)
     }
 
     /// The oldest operation; None when there is none left.
     pub(super) fn pop(&mut self) -> Result<Option<Ready>, PayloadError> {
         match self.window.pop_front() {
-            Some(receiver) => receiver
-                .recv()
-                .expect("a worker answers each job that it takes")
-                .map(Some),
+            Some(Awaited { outcome, bytes }) => {
+                self.bytes = self.bytes.saturating_sub(bytes);
+                outcome
+                    .recv()
+                    .expect("a worker answers each job that it takes")
+                    .map(Some)
+            }
             None => Ok(None),
         }
     }

@@ -2,7 +2,7 @@
 //! image, or a failure that left the running slot untouched.
 //!
 //! The order of the steps is the order of trust of `docs/failure-model.md`:
-//! lock, header and manifest, room, target unbootable, stream, signature, sync,
+//! lock, header and manifest, room, release and encoders, target unbootable, stream, signature, sync,
 //! read-back, post-install, flip. Nothing here decides whether to install; the
 //! plan leaves no choice open.
 
@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use omaha_protocol::Event as OmahaEvent;
+use payload::recompress::Encoders;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -62,6 +63,8 @@ pub struct Surroundings {
     pub slots: Arc<dyn SlotOpener>,
     /// The boot attributes.
     pub boot: Arc<dyn BootControl>,
+    /// The compressors at hand for payloads that compress again.
+    pub encoders: Arc<Encoders>,
     /// The new image's own last word.
     pub postinst: Arc<dyn PostInstall>,
     /// Records for a resume.

@@ -12,6 +12,8 @@ use payload::Verified;
 pub struct Proof {
     version: String,
     payload_sha256: [u8; 32],
+    image_sha256: [u8; 32],
+    security_epoch: Option<u64>,
 }
 
 /// Evidence that the target, read back from the medium, equals the manifest.
@@ -40,12 +42,28 @@ impl Proof {
         Self {
             version: version.to_owned(),
             payload_sha256: *verified.sha256(),
+            image_sha256: verified.manifest().partition.new.sha256,
+            security_epoch: verified
+                .manifest()
+                .release
+                .as_ref()
+                .and_then(|release| release.security_epoch),
         }
     }
 
     /// Version that the slot now holds.
     pub fn version(&self) -> &str {
         &self.version
+    }
+
+    /// SHA-256 of the image that the slot now holds.
+    pub fn image_sha256(&self) -> [u8; 32] {
+        self.image_sha256
+    }
+
+    /// The release's security epoch, if it has one.
+    pub fn security_epoch(&self) -> Option<u64> {
+        self.security_epoch
     }
 
     /// SHA-256 of the payload file that the slot was written from.

@@ -109,8 +109,22 @@ pub struct State {
     /// When to check next, on the monotonic clock. None while something runs,
     /// and for good where periodic checks are off.
     pub next_check: Option<Duration>,
+    /// Who asked for the attempt under way.
+    trigger: Trigger,
+    full_payload: FullPayload,
     pace: Pace,
     options: Options,
+}
+
+/// Whether an attempt falls back from a delta to a full payload, which it may do once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FullPayload {
+    /// Not so far.
+    NotNeeded,
+    /// As soon as the failure of the delta is reported.
+    Next,
+    /// It has done so.
+    AskedFor,
 }
 
 /// What the machine must know of the settings.
@@ -192,6 +206,8 @@ pub enum InstallFailure {
     Cancelled,
     /// It failed.
     Failed(Failure),
+    /// It failed, and only because the payload was a delta: a full one may do.
+    UselessDelta(Failure),
 }
 
 /// What to do.
@@ -232,6 +248,8 @@ impl State {
             last_attempt: 0,
             attempts: 0,
             next_check: None,
+            trigger: Trigger::Scheduler,
+            full_payload: FullPayload::NotNeeded,
             pace: Pace::default(),
             options,
         };
@@ -344,7 +362,20 @@ fn transition(state: &mut State, event: Event, moment: Moment) -> Vec<Effect> {
                     vec![]
                 }
                 Err(InstallFailure::Failed(failure)) => fail(state, failure),
+                Err(InstallFailure::UselessDelta(failure)) => {
+                    // A server that goes on to offer deltas must not be asked for ever.
+                    if state.full_payload == FullPayload::NotNeeded {
+                        state.full_payload = FullPayload::Next;
+                    }
+                    fail(state, failure)
+                }
             }
+        }
+        (ReportingError, Event::FailureReported) if state.full_payload == FullPayload::Next => {
+            // Still the same attempt: its end is that of the full payload.
+            state.full_payload = FullPayload::AskedFor;
+            state.phase = Checking;
+            vec![Effect::Check(state.trigger)]
         }
         (ReportingError, Event::FailureReported) => {
             let outcome = state.outcome.take().unwrap_or(Outcome::Cancelled);
@@ -372,6 +403,8 @@ fn transition(state: &mut State, event: Event, moment: Moment) -> Vec<Effect> {
 fn begin_attempt(state: &mut State, trigger: Trigger, moment: Moment) -> Vec<Effect> {
     state.phase = Phase::Checking;
     state.last_attempt = moment.wall;
+    state.trigger = trigger;
+    state.full_payload = FullPayload::NotNeeded;
     vec![Effect::Check(trigger)]
 }
 

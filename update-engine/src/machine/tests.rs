@@ -303,3 +303,59 @@ fn no_event_in_no_state_makes_an_active_slot_without_a_finished_installation() {
         }
     }
 }
+
+fn useless_delta() -> Event {
+    Event::InstallFinished(Err(InstallFailure::UselessDelta(failure(20))))
+}
+
+#[test]
+fn a_useless_delta_is_reported_once_and_the_same_attempt_asks_again() {
+    let delta = [
+        Event::AttemptRequested,
+        checked(CheckResult::Install(plan())),
+        Event::DownloadStarted { resumed: 0 },
+        useless_delta(),
+        Event::FailureReported,
+    ];
+    let (state, effects) = run(idle(), delta);
+    assert_eq!(effects, ["Check", "Install", "ReportFailure", "Check"]);
+    assert_eq!((state.phase, state.attempts), (Phase::Checking, 0));
+    assert_eq!(
+        state.trigger,
+        Trigger::OnDemand,
+        "the server hears who asked"
+    );
+
+    let full = good_update().into_iter().skip(1);
+    let (state, effects) = run(state, full);
+    assert_eq!(effects, ["Install", "WriteMarker"]);
+    assert_eq!((state.phase, state.attempts), (Phase::NeedReboot, 1));
+    assert_eq!(state.outcome, Some(Outcome::Updated));
+}
+
+#[test]
+fn an_attempt_falls_back_once_and_the_next_one_may_again() {
+    let install_and_fail = || {
+        [
+            checked(CheckResult::Install(plan())),
+            useless_delta(),
+            Event::FailureReported,
+        ]
+    };
+    let mut state = idle();
+    for attempt in 1..=2 {
+        let (after_delta, effects) = run(
+            state,
+            [Event::TimerFired].into_iter().chain(install_and_fail()),
+        );
+        assert_eq!(effects.last().unwrap(), "Check");
+        let (after_second, effects) = run(after_delta, install_and_fail());
+        assert_eq!(effects, ["Install", "ReportFailure"]);
+        assert_eq!(
+            (after_second.phase, after_second.attempts),
+            (Phase::Idle, attempt)
+        );
+        assert_eq!(after_second.outcome, Some(Outcome::Failed(failure(20))));
+        state = after_second;
+    }
+}

@@ -7,4 +7,4 @@ mod request;
 
 pub use event::{Flags, failure, moment, rolled_back, running};
 pub use offer::{Answer, UpdateOffer, read_answer};
-pub use request::{check, event_only, ping_only};
+pub use request::{Abilities, check, event_only, ping_only};

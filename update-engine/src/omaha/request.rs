@@ -8,19 +8,33 @@ use crate::machine::Trigger;
 /// What this program calls itself on the wire.
 const UPDATER: &str = concat!("update_engine-", env!("CARGO_PKG_VERSION"));
 
+/// What this machine can take and does not tell with every request.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Abilities {
+    /// It can take a delta to what it runs.
+    pub delta_okay: bool,
+    /// SHA-256 of the running image in lower-case hex, where known.
+    pub usr_sha256: Option<String>,
+    /// Library and version of each encoder at hand; `None` sends nothing of them, like
+    /// the original.
+    pub encoders: Option<Vec<String>>,
+}
+
 /// "May I update?" with the ping and the event about the version before.
 pub fn check(
     identity: &Identity,
     aleph_version: &str,
     trigger: Trigger,
-    delta_okay: bool,
+    abilities: &Abilities,
     running: Event,
 ) -> Request {
     let app = RequestApp {
+        usr_sha256: abilities.usr_sha256.clone(),
+        encoders: abilities.encoders.as_ref().map(|names| names.join(" ")),
         ping: Some(Ping { active: true }),
         update_check: Some(UpdateCheckRequest::default()),
         events: vec![running],
-        ..app(identity, aleph_version, delta_okay)
+        ..app(identity, aleph_version, abilities.delta_okay)
     };
     request(identity, trigger, app)
 }
@@ -126,7 +140,8 @@ mod tests {
     fn requests_are_byte_for_byte_those_of_the_original() {
         let identity = recorded_identity();
         let aleph = "3815.2.0";
-        let check = |running| check(&identity, aleph, Trigger::OnDemand, false, running);
+        let nothing = Abilities::default();
+        let check = |running| check(&identity, aleph, Trigger::OnDemand, &nothing, running);
         let private = omaha::Flags {
             private_server: true,
             ..omaha::Flags::default()
@@ -161,21 +176,39 @@ mod tests {
         }
     }
 
+    /// The recordings are of a machine that takes no deltas and knows no attributes of
+    /// ours, so what differs from them in a real check is exactly this.
     #[test]
-    fn only_the_delta_flag_differs_when_deltas_can_be_taken() {
-        let request = |delta_okay| {
+    fn a_real_check_differs_from_the_original_in_the_delta_flag_and_attributes_at_the_end() {
+        let request = |abilities: &Abilities| {
             check(
                 &recorded_identity(),
                 "3815.2.0",
-                Trigger::Scheduler,
-                delta_okay,
+                Trigger::OnDemand,
+                abilities,
                 omaha::running(""),
             )
             .to_xml()
         };
+        let abilities = Abilities {
+            delta_okay: true,
+            usr_sha256: Some("ab12".to_owned()),
+            encoders: Some(vec!["lz4/1.10.0".to_owned(), "zstd/1.5.7".to_owned()]),
+        };
+        let original = recorded("request-ordinary-check-1.http");
+        let changed = original.replace(
+            "delta_okay=\"false\"",
+            "delta_okay=\"true\" usr_sha256=\"ab12\" encoders=\"lz4/1.10.0 zstd/1.5.7\"",
+        );
+        assert_ne!(changed, original);
+        assert_eq!(request(&abilities), changed);
+        let unknown = Abilities {
+            usr_sha256: None,
+            ..abilities
+        };
         assert_eq!(
-            request(true),
-            request(false).replace("delta_okay=\"false\"", "delta_okay=\"true\"")
+            request(&unknown),
+            changed.replace(" usr_sha256=\"ab12\"", "")
         );
     }
 }

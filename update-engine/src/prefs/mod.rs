@@ -36,7 +36,7 @@ pub const CURRENT_URL_FAILURE_COUNT: Key = Key::new("current-url-failure-count")
 pub const PAYLOAD_ATTEMPT_NUMBER: Key = Key::new("payload-attempt-number");
 /// Unix seconds before which the offer is not tried again, 0 for none.
 pub const BACKOFF_EXPIRY_TIME: Key = Key::new("backoff-expiry-time");
-/// Failures after a download began; three of them ask for a full payload.
+/// Failures of deltas to one version; two of them ask for a full payload.
 pub const DELTA_UPDATE_FAILURES: Key = Key::new("delta-update-failures");
 
 /// Name of a value: `[A-Za-z0-9_-]+`, so that it is a file name and nothing else.

@@ -17,6 +17,7 @@ use payload::make::{
     Blocks, Parts, PreparedKind, PreparedOperation, PreparedPart, PreparedSource, PrivateKey,
     Profile, Scratch, Source,
 };
+use payload::recompress::Encoders;
 use payload::{Event, ImageInfo, Limits, PayloadStream, PublicKey, Trust};
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
@@ -162,6 +163,11 @@ impl Machine {
         }
     }
 
+    /// What B held before the installation.
+    pub(super) fn older(&self) -> &[u8] {
+        &self.older
+    }
+
     /// The real boot attributes on this disk.
     pub(super) fn boot(&self) -> GptBoot {
         let (source, target) = (range(&self.slots.source), range(&self.slots.target));
@@ -261,6 +267,12 @@ impl Attempt<'_> {
         self
     }
 
+    /// Changes what was decided before the attempt.
+    pub(super) fn planned(mut self, change: impl FnOnce(&mut InstallPlan)) -> Self {
+        change(&mut self.plan);
+        self
+    }
+
     pub(super) fn booting_by(mut self, boot: impl BootControl + 'static) -> Self {
         self.boot = Arc::new(boot);
         self
@@ -288,6 +300,7 @@ impl Attempt<'_> {
                 disk: Arc::clone(&machine.disk),
                 before_write: self.before_write,
             }),
+            encoders: Arc::new(Encoders::carried()),
             boot: self.boot,
             postinst: Arc::new(Agreeable),
             state: StateFolders {
@@ -437,6 +450,61 @@ impl Release {
         (release, old, old_kernel)
     }
 
+    /// A delta of version 2 as the `payload` command makes it, signed, with these facts
+    /// and as if it needed this encoder too.
+    pub(super) fn delta_between(
+        old: &[u8],
+        image: Vec<u8>,
+        release: payload::Release,
+        encoder: Option<&str>,
+    ) -> Self {
+        use payload::make::delta::Delta;
+        let (old_file, new_file) = (file_of(old), file_of(&image));
+        let mut scratch = Scratch::new(std::io::Cursor::new(Vec::new()));
+        let mut encoders = Vec::new();
+        let delta = Delta {
+            what: "image",
+            old: Some(&old_file),
+            new: &new_file,
+            encoders: &Encoders::carried(),
+            profile: Profile::V2,
+            threads: std::num::NonZeroUsize::MIN,
+        };
+        let (partition, _) = delta
+            .part(&mut scratch, &mut encoders, &mut |_| {})
+            .unwrap();
+        encoders.extend(encoder.map(str::to_owned));
+        let parts = Parts {
+            partition: Some(partition),
+            encoders,
+            release: None,
+            ..Parts::default()
+        };
+        let mut draft = parts.draft(Profile::V2, scratch).unwrap();
+        draft.set_release(release).unwrap();
+        let mut payload = Vec::new();
+        let keys = [PrivateKey::from_pem(PRIVATE).unwrap()];
+        draft.sign(&keys, &mut payload).unwrap();
+        Self {
+            payload: payload.into(),
+            image,
+            kernel: None,
+            signer: PUBLIC,
+        }
+    }
+
+    /// Its operations on the partition.
+    pub(super) fn operations(&self) -> Vec<Arc<payload::Operation>> {
+        let mut stream = PayloadStream::new(Limits::default(), &Trust::allow_unsigned(Vec::new()));
+        stream.push(&self.payload);
+        while let Some(event) = stream.next_event().unwrap() {
+            if let Event::Metadata { manifest, .. } = event {
+                return manifest.partition.operations.clone();
+            }
+        }
+        unreachable!("a payload has a manifest")
+    }
+
     /// The same with one bit of the payload changed, announced as what it now is.
     pub(super) fn with_flipped_bit(&self, byte: usize, bit: u32) -> Self {
         let mut payload = self.payload.to_vec();
@@ -465,6 +533,14 @@ impl Release {
         }
         (metadata, operations)
     }
+}
+
+/// A file without a name that holds `bytes`.
+fn file_of(bytes: &[u8]) -> std::fs::File {
+    use std::io::Write as _;
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(bytes).unwrap();
+    file
 }
 
 /// Bytes without any pattern, the same for the same seed.

@@ -1,0 +1,186 @@
+//! What is kept between restarts about payloads that were installed or refused. Knows
+//! keys and forms of the values; what follows from them is decided elsewhere.
+
+use serde::{Deserialize, Serialize};
+
+use super::World;
+use crate::deltas::DeltaHistory;
+use crate::error::UpdateError;
+use crate::install::Proof;
+use crate::platform::Slot;
+use crate::policy::ReleaseFacts;
+use crate::prefs::{DELTA_UPDATE_FAILURES, Key};
+
+/// The version whose deltas the original's key counts the failures of.
+const DELTA_VERSION: Key = Key::new("delta-update-version");
+/// The last payload that its own signed facts ruled out.
+const REFUSED_RELEASE: Key = Key::new("refused-release");
+/// The highest security epoch that was installed.
+const SECURITY_EPOCH: Key = Key::new("security-epoch");
+/// What was installed into which slot: lines of slot, SHA-256 of the image, version.
+const INSTALLED_IMAGES: Key = Key::new("installed-images");
+/// Two slots, and some room for disks that came and went.
+const MOST_IMAGES: usize = 8;
+
+/// A payload with the facts that ruled it out.
+#[derive(Debug, Serialize, Deserialize)]
+struct RefusedRelease {
+    payload_sha256: String,
+    facts: ReleaseFacts,
+}
+
+impl World {
+    /// How deltas fared. What cannot be read is nothing, since this can only cost a
+    /// download.
+    pub(super) fn delta_history(&self) -> DeltaHistory {
+        DeltaHistory {
+            version: self.read(DELTA_VERSION).ok().flatten().unwrap_or_default(),
+            failures: self.integer(DELTA_UPDATE_FAILURES),
+        }
+    }
+
+    pub(super) fn keep_delta_history(&self, history: &DeltaHistory) -> Result<(), UpdateError> {
+        let before = self.delta_history();
+        if *history == before {
+            return Ok(());
+        }
+        // The count never stands beside a version that it is not of, whatever is lost.
+        if history.version != before.version {
+            self.keep(DELTA_UPDATE_FAILURES, "0")?;
+            self.keep(DELTA_VERSION, &history.version)?;
+        }
+        self.keep(DELTA_UPDATE_FAILURES, &history.failures.to_string())
+    }
+
+    /// The facts of this payload, if it was the last one that they ruled out.
+    pub(super) fn refused_release(&self, payload_sha256: &[u8; 32]) -> Option<ReleaseFacts> {
+        let text = self.read(REFUSED_RELEASE).ok().flatten()?;
+        let refused: RefusedRelease = serde_json::from_str(&text).ok()?;
+        (refused.payload_sha256 == hex(payload_sha256)).then_some(refused.facts)
+    }
+
+    pub(super) fn keep_refused_release(
+        &self,
+        payload_sha256: &[u8; 32],
+        facts: &ReleaseFacts,
+    ) -> Result<(), UpdateError> {
+        let refused = RefusedRelease {
+            payload_sha256: hex(payload_sha256),
+            facts: facts.clone(),
+        };
+        let text = serde_json::to_string(&refused).map_err(|error| UpdateError::State {
+            what: "a refused release",
+            source: Box::new(error),
+        })?;
+        self.keep(REFUSED_RELEASE, &text)
+    }
+
+    /// The highest security epoch that was installed here, 0 for none.
+    ///
+    /// # Errors
+    /// It cannot be read: to go on would take it for 0, and old releases for good.
+    pub(super) fn security_epoch(&self) -> Result<u64, UpdateError> {
+        let Some(text) = self.read(SECURITY_EPOCH)? else {
+            return Ok(0);
+        };
+        text.trim()
+            .parse()
+            .map_err(|error: std::num::ParseIntError| UpdateError::State {
+                what: "the security epoch",
+                source: Box::new(error),
+            })
+    }
+
+    /// An image was installed into `slot`.
+    pub(super) fn keep_installed(&self, slot: &Slot, proof: &Proof) -> Result<(), UpdateError> {
+        if let Some(epoch) = proof.security_epoch()
+            && epoch > self.security_epoch()?
+        {
+            self.keep(SECURITY_EPOCH, &epoch.to_string())?;
+        }
+        let images = with_image(
+            &self.installed_images(),
+            &slot.unique_guid.to_string(),
+            &proof.image_sha256(),
+            proof.version(),
+        );
+        self.keep(INSTALLED_IMAGES, &images)
+    }
+
+    /// SHA-256 of the image that `version` was installed into `slot` with, in lower-case
+    /// hex. Nothing is read of the slot for it.
+    pub(super) fn installed_image(&self, slot: &Slot, version: &str) -> Option<String> {
+        image_of(
+            &self.installed_images(),
+            &slot.unique_guid.to_string(),
+            version,
+        )
+    }
+
+    fn installed_images(&self) -> String {
+        self.read(INSTALLED_IMAGES)
+            .ok()
+            .flatten()
+            .unwrap_or_default()
+    }
+}
+
+fn with_image(images: &str, slot: &str, sha256: &[u8; 32], version: &str) -> String {
+    let mut lines: Vec<String> = images
+        .lines()
+        .filter(|line| line.split(' ').next() != Some(slot))
+        .map(str::to_owned)
+        .collect();
+    lines.push(format!("{slot} {} {version}", hex(sha256)));
+    let surplus = lines.len().saturating_sub(MOST_IMAGES);
+    lines.drain(..surplus);
+    lines.join("\n")
+}
+
+/// The version must be the one that was installed: somebody may have written the slot
+/// by other means since.
+fn image_of(images: &str, slot: &str, version: &str) -> Option<String> {
+    images.lines().find_map(|line| {
+        let mut words = line.splitn(3, ' ');
+        let (of, sha256, installed) = (words.next()?, words.next()?, words.next()?);
+        (of == slot && installed == version && !version.is_empty()).then(|| sha256.to_owned())
+    })
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_known_by_slot_and_version() {
+        let images = with_image("", "slot-a", &[1; 32], "1.0.0");
+        let images = with_image(&images, "slot-b", &[2; 32], "2.0.0+nightly 5");
+        let of = |slot, version| image_of(&images, slot, version);
+        assert_eq!(of("slot-a", "1.0.0"), Some("01".repeat(32)));
+        assert_eq!(of("slot-b", "2.0.0+nightly 5"), Some("02".repeat(32)));
+        for (slot, version) in [("slot-a", "1.0.1"), ("slot-a", ""), ("slot-c", "1.0.0")] {
+            assert_eq!(of(slot, version), None, "{slot} {version}");
+        }
+        let images = with_image(&images, "slot-a", &[3; 32], "3.0.0");
+        assert_eq!(image_of(&images, "slot-a", "1.0.0"), None);
+        assert_eq!(images.lines().count(), 2);
+        assert_eq!(image_of("no image", "no", "image"), None);
+    }
+
+    #[test]
+    fn images_of_disks_that_are_gone_do_not_pile_up() {
+        let images = (0..20).fold(String::new(), |images, disk| {
+            with_image(&images, &format!("slot-{disk}"), &[0; 32], "1.0.0")
+        });
+        assert_eq!(images.lines().count(), MOST_IMAGES);
+        assert!(image_of(&images, "slot-19", "1.0.0").is_some());
+    }
+}
