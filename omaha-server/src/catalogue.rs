@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, Table};
 use omaha_protocol::{OS_APP_ID, same_app_id};
+use payload::Format;
 use serde_json::json;
 
 use crate::labels::Labels;
@@ -28,6 +29,13 @@ pub struct Artifact {
     pub labels: Labels,
     /// It only applies to one old image.
     pub is_delta: bool,
+    /// The version of its format; clients of the original read the first alone.
+    pub format: Format,
+    /// SHA-256 of the image that a delta applies to, where its manifest tells.
+    pub source_sha256: Option<[u8; 32]>,
+    /// Library and version of the encoders that a machine must have for it, as in
+    /// `zstd/1.5.7`, each once.
+    pub encoders: Vec<String>,
     /// Where it lies.
     pub path: PathBuf,
     /// The last part of its path.
@@ -141,6 +149,9 @@ impl Catalogue {
                     "board": labels.board,
                     "from_version": labels.from_version.as_ref().map(|v| v.as_str()),
                     "delta": artifact.is_delta,
+                    "format": artifact.format.number(),
+                    "source_sha256": artifact.source_sha256.as_ref().map(|hash| hex(hash)),
+                    "encoders": artifact.encoders,
                     "size": artifact.identity.size,
                     "sha256": artifact.sha256_hex(),
                     "path": artifact.path.display().to_string(),
@@ -161,19 +172,31 @@ impl Catalogue {
 impl Artifact {
     /// The SHA-256 in lower-case hex.
     pub fn sha256_hex(&self) -> String {
-        self.sha256
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+        hex(&self.sha256)
     }
 
-    /// `full`, or `delta` with what it starts from.
+    /// `full`, or `delta` with what it starts from and what it takes.
     pub fn kind(&self) -> String {
-        match (&self.labels.from_version, self.is_delta) {
-            (None, true) => "delta".to_owned(),
+        let mut kind = match (&self.labels.from_version, self.is_delta) {
+            (None, true) => match &self.source_sha256 {
+                Some(hash) => format!("delta from image {}", &hex(hash)[..12]),
+                None => "delta".to_owned(),
+            },
             (None, false) => "full".to_owned(),
             (Some(from), true) => format!("delta from {from}"),
             (Some(from), false) => format!("full, only from {from}"),
+        };
+        if self.format != Format::V1 {
+            kind.push_str(&format!(", v{}", self.format.number()));
         }
+        if !self.encoders.is_empty() {
+            kind.push_str(", needs ");
+            kind.push_str(&self.encoders.join(" "));
+        }
+        kind
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -5,6 +5,8 @@ use std::fmt;
 
 use omaha_protocol::{RequestApp, UpdateCheckRequest, Version, same_app_id};
 
+use payload::Format;
+
 use crate::catalogue::{Artifact, Catalogue};
 use crate::quoted::Quoted;
 
@@ -63,6 +65,8 @@ pub enum Reason {
         /// The machine's version.
         version: Version,
     },
+    /// There are payloads, but of a format that the machine does not say it reads.
+    NothingReadable,
     /// The machine runs the newest or a newer version.
     UpToDate {
         /// The newest version that it could get.
@@ -76,8 +80,12 @@ pub enum Reason {
 /// newer than the running one. Among payloads of that version one with an exact
 /// label beats one for all, and the file changed last beats older ones, so that a
 /// corrected payload takes over.
-/// A delta is offered only over the version that its label names, to a machine
-/// that says it can take deltas; a fitting delta beats the full payload.
+/// A delta is offered only to a machine that says it can take deltas, that has the
+/// encoders for it, and that runs the image that it starts from: by the hash of the
+/// image where the machine tells that, else by the version that the label names. A
+/// fitting delta beats the full payload.
+/// Clients of the original know the first version of the format alone. Only a machine
+/// that names its encoders, which they never do, is offered another, and then prefers it.
 pub fn decide<'a>(app: &RequestApp, catalogue: &'a Catalogue, policy: &Policy) -> Decision<'a> {
     let verdict = if catalogue.knows_app(&app.id) {
         match choose(app, catalogue) {
@@ -124,9 +132,13 @@ fn choose<'a>(app: &RequestApp, catalogue: &'a Catalogue) -> Result<&'a Artifact
         });
     }
 
+    if !wanted.iter().any(|artifact| is_readable(artifact, app)) {
+        return Err(Reason::NothingReadable);
+    }
     let best = wanted
         .into_iter()
-        .filter(|artifact| is_installable_over(artifact, &current, app.delta_okay))
+        .filter(|artifact| is_readable(artifact, app))
+        .filter(|artifact| is_installable_over(artifact, &current, app))
         .max_by(|a, b| preference(a, b));
     match best {
         Some(artifact) if artifact.labels.version.is_newer_than(&current) => Ok(artifact),
@@ -160,11 +172,37 @@ fn is_for_machine(artifact: &Artifact, app: &RequestApp) -> bool {
         && matches(&labels.board, &app.board)
 }
 
-fn is_installable_over(artifact: &Artifact, current: &Version, delta_okay: bool) -> bool {
-    match &artifact.labels.from_version {
-        Some(from) => from == current && (delta_okay || !artifact.is_delta),
-        None => !artifact.is_delta,
+fn is_readable(artifact: &Artifact, app: &RequestApp) -> bool {
+    artifact.format == Format::V1 || app.encoders.is_some()
+}
+
+fn is_installable_over(artifact: &Artifact, current: &Version, app: &RequestApp) -> bool {
+    let by_label = artifact
+        .labels
+        .from_version
+        .as_ref()
+        .map(|from| from == current);
+    if !artifact.is_delta {
+        return by_label.unwrap_or(true);
     }
+    let runs_its_source = match (&app.usr_sha256, &artifact.source_sha256) {
+        // The version says less: two builds may have the same.
+        (Some(running), Some(source)) => is_hex_of(running, source),
+        _ => by_label.unwrap_or(false),
+    };
+    app.delta_okay && runs_its_source && has_encoders(app, &artifact.encoders)
+}
+
+fn is_hex_of(text: &str, hash: &[u8; 32]) -> bool {
+    let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    text.eq_ignore_ascii_case(&hex)
+}
+
+fn has_encoders(app: &RequestApp, needed: &[String]) -> bool {
+    let named = app.encoders.as_deref().unwrap_or_default();
+    needed
+        .iter()
+        .all(|needed| named.split_whitespace().any(|name| name == needed))
 }
 
 fn preference(a: &Artifact, b: &Artifact) -> Ordering {
@@ -173,6 +211,7 @@ fn preference(a: &Artifact, b: &Artifact) -> Ordering {
             artifact.is_delta,
             artifact.labels.track.is_some(),
             artifact.labels.board.is_some(),
+            artifact.format,
             artifact.identity.modified,
             artifact.sha256,
         )
@@ -206,6 +245,9 @@ impl fmt::Display for Reason {
             Self::NothingForVersion { version } => {
                 write!(f, "no payload that goes over {}", Quoted(version.as_str()))
             }
+            Self::NothingReadable => f.write_str(
+                "the payloads here are of format version 2, which this machine does not say it reads",
+            ),
             Self::UpToDate { newest } => write!(f, "up to date, the newest is {newest}"),
         }
     }
@@ -232,6 +274,9 @@ mod tests {
                 from_version: None,
             },
             is_delta: false,
+            format: Format::V1,
+            source_sha256: None,
+            encoders: Vec::new(),
             path: format!("/srv/{number}").into(),
             name: number.to_string(),
             sha1: [number; 20],
@@ -422,6 +467,92 @@ mod tests {
             ..full("3.0.0", 3)
         };
         assert!(verdict(&machine("1.0.0"), vec![unlabelled]).is_err());
+    }
+
+    /// A delta of version 2 from the image whose hash is all `source`.
+    fn delta_v2(source: u8, encoders: &[&str], artifact: Artifact) -> Artifact {
+        Artifact {
+            is_delta: true,
+            format: Format::V2,
+            source_sha256: Some([source; 32]),
+            encoders: encoders.iter().map(|&name| name.to_owned()).collect(),
+            ..artifact
+        }
+    }
+
+    #[test]
+    fn a_delta_of_version_2_goes_to_machines_that_run_its_image_and_have_its_encoders() {
+        let zstd = &["zstd/1.5.4", "zlib/1.3.1"];
+        // Full ones for everybody and for our own clients, and a delta from image 7.
+        let releases = |label: Option<&str>| {
+            let full_v2 = Artifact {
+                format: Format::V2,
+                ..full("3.0.0", 2)
+            };
+            let unlabelled = delta_v2(7, zstd, full("3.0.0", 3));
+            let delta = match label {
+                Some(from) => delta(from, unlabelled),
+                None => unlabelled,
+            };
+            vec![full("3.0.0", 1), full_v2, delta]
+        };
+        let (seven, eight) = ("07".repeat(32), "08".repeat(32));
+        let all = "lz4/1.10.0 zlib/1.3.1 zstd/1.5.4 zstd/1.5.7";
+        type Row<'a> = (Option<&'a str>, Option<&'a str>, Option<&'a str>, bool, u8);
+        let table: [Row<'_>; 14] = [
+            // label, hash told, encoders told, delta_okay, offered
+            (None, Some(&seven), Some(all), true, 3),
+            (Some("2.0.0"), Some(&seven), Some(all), true, 3),
+            (Some("1.9.0"), Some(&seven), Some(all), true, 3),
+            (Some("2.0.0"), None, Some(all), true, 3),
+            // Not this image, or nobody knows.
+            (Some("2.0.0"), Some(&eight), Some(all), true, 2),
+            (Some("2.0.0"), Some("no hash"), Some(all), true, 2),
+            (Some("1.9.0"), None, Some(all), true, 2),
+            (None, None, Some(all), true, 2),
+            // Asked for a full one, or cannot make it.
+            (None, Some(&seven), Some(all), false, 2),
+            (None, Some(&seven), Some("zlib/1.3.1 zstd/1.5.7"), true, 2),
+            (None, Some(&seven), Some(""), true, 2),
+            (None, Some(&seven), Some("xzstd/1.5.4 zlib/1.3.1"), true, 2),
+            // Clients that never heard of version 2.
+            (Some("2.0.0"), None, None, true, 1),
+            (Some("2.0.0"), Some(&seven), None, true, 1),
+        ];
+        for (label, hash, encoders, delta_okay, expected) in table {
+            let app = RequestApp {
+                delta_okay,
+                usr_sha256: hash.map(str::to_owned),
+                encoders: encoders.map(str::to_owned),
+                ..machine("2.0.0")
+            };
+            assert_eq!(
+                verdict(&app, releases(label)),
+                Ok(expected),
+                "{label:?} {hash:?} {encoders:?} {delta_okay}"
+            );
+        }
+    }
+
+    #[test]
+    fn clients_of_the_original_get_no_payload_that_they_cannot_read() {
+        let v2 = |number| Artifact {
+            format: Format::V2,
+            ..full("3.0.0", number)
+        };
+        let reason = "the payloads here are of format version 2, which this machine does not \
+                      say it reads";
+        assert_eq!(verdict(&machine("1.0.0"), vec![v2(1)]), held(reason));
+        // An older version that they can read is better than none.
+        assert_eq!(
+            verdict(&machine("1.0.0"), vec![v2(1), full("2.0.0", 2)]),
+            Ok(2)
+        );
+        let ours = RequestApp {
+            encoders: Some(String::new()),
+            ..machine("1.0.0")
+        };
+        assert_eq!(verdict(&ours, vec![v2(1), full("2.0.0", 2)]), Ok(1));
     }
 
     #[test]

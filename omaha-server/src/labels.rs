@@ -1,10 +1,13 @@
-//! Which app, version, track and board a payload is for. The payload itself does
-//! not say; its surroundings do: a sidecar file, the folders it lies in, its
-//! name. What one of them says need not be said by the next.
+//! Which app, version, track and board a payload is for. Its surroundings say: a
+//! sidecar file, the folders it lies in, its name. What one of them says need not be
+//! said by the next. A payload of version 2 may say it itself, under its signature:
+//! then that counts where they are silent, and they must not say otherwise, for
+//! machines would refuse it.
 
 use std::path::{Component, Path};
 
-use omaha_protocol::{OS_APP_ID, Version};
+use omaha_protocol::{OS_APP_ID, Version, same_app_id};
+use payload::Release;
 use serde::Deserialize;
 use thiserror::Error;
 
@@ -87,6 +90,21 @@ pub enum LabelError {
         /// The payload's file name.
         name: String,
     },
+    /// The payload's own facts say otherwise.
+    #[error(
+        "its place or its sidecar gives the {key} as `{said}`, but its signed manifest as \
+         `{signed}`, and machines refuse what differs; correct the file {name}.json or the place"
+    )]
+    ReleaseDisagrees {
+        /// The payload's file name.
+        name: String,
+        /// Of what.
+        key: &'static str,
+        /// What the surroundings say.
+        said: String,
+        /// What the payload says.
+        signed: String,
+    },
     /// A sidecar's version that is none.
     #[error("the file {name}.json gives `{key}` as `{value}`, which is no version like 1.2.3")]
     SidecarVersion {
@@ -108,6 +126,7 @@ pub enum LabelError {
 pub fn label(
     path: &Path,
     sidecar: Option<&Sidecar>,
+    release: &Release,
     defaults: &Defaults,
 ) -> Result<Labels, LabelError> {
     let name = path
@@ -120,8 +139,23 @@ pub fn label(
 
     let version = match said.version {
         Some(text) => sidecar_version(&name, "version", text)?,
-        None => inferred_version(&name, &folders, &file)?,
+        None => {
+            let signed = release.version.as_deref();
+            let signed = signed.and_then(|version| version.parse().ok());
+            inferred_version(&name, &folders, &file).or_else(|error| signed.ok_or(error))?
+        }
     };
+    let agree =
+        |key, said: &str, signed: &Option<String>, same: fn(&str, &str) -> bool| match signed {
+            Some(signed) if !same(said, signed) => Err(LabelError::ReleaseDisagrees {
+                name: name.clone(),
+                key,
+                said: said.to_owned(),
+                signed: signed.clone(),
+            }),
+            _ => Ok(()),
+        };
+    agree("version", version.as_str(), &release.version, same_version)?;
     if folders.unclear && (said.track.is_none() || said.board.is_none()) {
         return Err(LabelError::FoldersUnclear { name });
     }
@@ -129,18 +163,27 @@ pub fn label(
         .from_version
         .map(|text| sidecar_version(&name, "from_version", text))
         .transpose()?;
+    let app_id = said
+        .app_id
+        .or_else(|| release.app_id.clone())
+        .unwrap_or_else(|| OS_APP_ID.to_owned());
+    agree("app_id", &app_id, &release.app_id, same_app_id)?;
+    let board = said
+        .board
+        .or(folders.board)
+        .or(file.board)
+        .or_else(|| release.board.clone());
+    if let Some(board) = &board {
+        agree("board", board, &release.board, str::eq_ignore_ascii_case)?;
+    }
     Ok(Labels {
-        app_id: said.app_id.unwrap_or_else(|| OS_APP_ID.to_owned()),
+        app_id,
         version,
         track: said
             .track
             .or(folders.track)
             .or_else(|| defaults.track.clone()),
-        board: said
-            .board
-            .or(folders.board)
-            .or(file.board)
-            .or_else(|| defaults.board.clone()),
+        board: board.or_else(|| defaults.board.clone()),
         from_version,
     })
 }
@@ -156,6 +199,14 @@ fn inferred_version(name: &str, folders: &Folders, file: &FileName) -> Result<Ve
         (Some(version), _) | (None, [version]) => Ok(version.clone()),
         (None, []) => Err(LabelError::VersionMissing { name }),
         (None, _) => Err(LabelError::VersionAmbiguous { name }),
+    }
+}
+
+/// As machines compare them.
+fn same_version(one: &str, other: &str) -> bool {
+    match (one.parse::<Version>(), other.parse::<Version>()) {
+        (Ok(one), Ok(other)) => one == other,
+        _ => one == other,
     }
 }
 
@@ -256,7 +307,8 @@ mod tests {
     use super::*;
 
     fn label_of(path: &str, sidecar: Option<&Sidecar>) -> Result<Labels, LabelError> {
-        label(Path::new(path), sidecar, &Defaults::default())
+        let release = Release::default();
+        label(Path::new(path), sidecar, &release, &Defaults::default())
     }
 
     #[test]
@@ -398,15 +450,49 @@ mod tests {
     }
 
     #[test]
+    fn what_the_payload_says_counts_where_its_place_is_silent_and_must_not_differ() {
+        let text = |text: &str| Some(text.to_owned());
+        let release = Release {
+            app_id: text("{E96281A6-d1af-4bde-9a0a-97b76e56dc57}"),
+            board: text("arm64-usr"),
+            version: text("1.2.4"),
+            ..Release::default()
+        };
+        let defaults = Defaults {
+            track: None,
+            board: text("amd64-usr"),
+        };
+        let label = |path: &str, sidecar: Option<&Sidecar>| {
+            label(Path::new(path), sidecar, &release, &defaults)
+        };
+        for path in ["x", "stable/x", "delta-1.2.3-1.2.4.gz", "update-1.2.4"] {
+            let labels = label(path, None).unwrap();
+            assert_eq!(labels.version.as_str(), "1.2.4", "{path}");
+            assert_eq!(labels.board.as_deref(), Some("arm64-usr"), "{path}");
+        }
+        for (path, key) in [("update-1.2.5", "version"), ("x-amd64", "board")] {
+            let error = label(path, None).unwrap_err().to_string();
+            assert!(error.contains(&format!("gives the {key} as")), "{error}");
+        }
+        let other_app = Sidecar {
+            app_id: text("io.example.App"),
+            ..Sidecar::default()
+        };
+        let error = label("x", Some(&other_app)).unwrap_err().to_string();
+        assert!(error.contains("gives the app_id as"), "{error}");
+    }
+
+    #[test]
     fn defaults_fill_what_nobody_says() {
+        let silent = Release::default();
         let defaults = Defaults {
             track: Some("edge".into()),
             board: Some("amd64-usr".into()),
         };
-        let labels = label(Path::new("u-1.2.3"), None, &defaults).unwrap();
+        let labels = label(Path::new("u-1.2.3"), None, &silent, &defaults).unwrap();
         assert_eq!(labels.track.as_deref(), Some("edge"));
         assert_eq!(labels.board.as_deref(), Some("amd64-usr"));
-        let labels = label(Path::new("lts/u-arm64-1.2.3"), None, &defaults).unwrap();
+        let labels = label(Path::new("lts/u-arm64-1.2.3"), None, &silent, &defaults).unwrap();
         assert_eq!(labels.track.as_deref(), Some("lts"));
         assert_eq!(labels.board.as_deref(), Some("arm64-usr"));
     }

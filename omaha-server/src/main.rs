@@ -91,7 +91,12 @@ Which version, track and board a payload is for is read from where it lies:
        \"app_id\": \"…\", \"from_version\": \"4081.2.0\"}
 
 What the JSON file says comes first; put it there before the payload. Every key is optional.
-A delta payload is only offered with from_version, to machines that run this version and take deltas.
+A payload of format version 2 may tell version, board and app itself; nothing may say otherwise then.
+
+A delta goes to machines that take deltas, have the encoders that it needs and run the image that it
+starts from. They tell by the hash of that image; from those that do not know it, by from_version in the
+JSON file, which deltas of version 1 must have. Everybody else gets the full payload: put both here.
+Version 2 is offered only to machines that name their encoders; clients of the original never do.
 
 Environment: RUST_LOG=debug logs pings and ordinary events too.";
 

@@ -14,7 +14,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use payload::{Event, Limits, PayloadError, PayloadStream, Trust};
+use payload::recompress::EncoderSpec;
+use payload::{Event, Format, Limits, PayloadError, PayloadStream, Release, Trust};
 use sha1::{Digest, Sha1};
 
 use crate::ServerError;
@@ -55,11 +56,19 @@ enum Content {
     NotAPayload,
     /// A payload that no machine could install.
     Broken(String),
-    Payload {
-        is_delta: bool,
-        sha1: [u8; 20],
-        sha256: [u8; 32],
-    },
+    Payload(Box<Facts>),
+}
+
+/// What a whole payload says of itself.
+#[derive(Debug, Clone)]
+struct Facts {
+    is_delta: bool,
+    format: Format,
+    source_sha256: Option<[u8; 32]>,
+    encoders: Vec<String>,
+    release: Release,
+    sha1: [u8; 20],
+    sha256: [u8; 32],
 }
 
 impl Scanner {
@@ -207,21 +216,21 @@ impl Scanner {
             Content::NotAPayload => return,
             Content::Unsettled => Err("it is being written".to_owned()),
             Content::Broken(reason) => Err(reason.clone()),
-            &Content::Payload {
-                is_delta,
-                sha1,
-                sha256,
-            } => self
-                .labels(path, has_sidecar, is_delta)
-                .map(|(name, labels)| Artifact {
-                    labels,
-                    is_delta,
-                    path: path.to_owned(),
-                    name,
-                    sha1,
-                    sha256,
-                    identity: found.identity,
-                }),
+            Content::Payload(facts) => {
+                self.labels(path, has_sidecar, facts)
+                    .map(|(name, labels)| Artifact {
+                        labels,
+                        is_delta: facts.is_delta,
+                        format: facts.format,
+                        source_sha256: facts.source_sha256,
+                        encoders: facts.encoders.clone(),
+                        path: path.to_owned(),
+                        name,
+                        sha1: facts.sha1,
+                        sha256: facts.sha256,
+                        identity: found.identity,
+                    })
+            }
         };
         match result {
             Ok(artifact) => catalogue.artifacts.push(artifact),
@@ -236,7 +245,7 @@ impl Scanner {
         &self,
         path: &Path,
         has_sidecar: bool,
-        is_delta: bool,
+        facts: &Facts,
     ) -> Result<(String, Labels), String> {
         let relative = path.strip_prefix(&self.folder).unwrap_or(path);
         let name = relative
@@ -248,9 +257,11 @@ impl Scanner {
         } else {
             None
         };
-        let labels =
-            label(relative, sidecar.as_ref(), &self.defaults).map_err(|e| e.to_string())?;
-        if is_delta && labels.from_version.is_none() {
+        let labels = label(relative, sidecar.as_ref(), &facts.release, &self.defaults)
+            .map_err(|e| e.to_string())?;
+        // A machine that can take version 2 tells which image it runs.
+        let found_by_image = facts.format != Format::V1 && facts.source_sha256.is_some();
+        if facts.is_delta && !found_by_image && labels.from_version.is_none() {
             return Err(format!(
                 "it is a delta; say over which version it goes in a file {name}.json: \
                  {{\"from_version\": \"1.2.3\"}}"
@@ -330,11 +341,28 @@ fn examine(path: &Path, identity: FileIdentity) -> io::Result<Content> {
     if !unchanged(file.metadata()?) || !unchanged(path.metadata()?) {
         return Ok(Content::Unsettled);
     }
-    Ok(Content::Payload {
-        is_delta: verified.manifest().is_delta(),
+    let manifest = verified.manifest();
+    Ok(Content::Payload(Box::new(Facts {
+        is_delta: manifest.is_delta(),
+        format: manifest.format,
+        source_sha256: manifest.partition.old.map(|old| old.sha256),
+        encoders: libraries(&manifest.encoders),
+        release: manifest.release.clone().unwrap_or_default(),
         sha1: sha1.finalize().into(),
         sha256: *verified.sha256(),
-    })
+    })))
+}
+
+/// Library and version of encoders, each once: whoever has these has every level of
+/// them. What cannot be read stays as it is, and no machine has it.
+fn libraries(encoders: &[String]) -> Vec<String> {
+    let libraries = encoders
+        .iter()
+        .map(|name| match name.parse::<EncoderSpec>() {
+            Ok(spec) => format!("{}/{}", spec.method.library(), spec.version),
+            Err(_) => name.clone(),
+        });
+    libraries.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// Takes what the stream has to say so far; operations are hashed and dropped.

@@ -176,6 +176,73 @@ fn a_delta_needs_a_sidecar_that_says_over_what() {
     assert_eq!(delta.labels.version, "4152.10.0".parse().unwrap());
 }
 
+/// A delta of version 2 as the `payload` command makes it, with a fact about its release.
+fn delta_v2(encoders: &[&str]) -> (Vec<u8>, [u8; 32]) {
+    use payload::make::delta::Delta;
+    use payload::make::{Parts, Profile, Scratch};
+    let image = |fill: u8| {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[[1; 4096], [fill; 4096]].concat()).unwrap();
+        file
+    };
+    let mut scratch = Scratch::new(std::io::Cursor::new(Vec::new()));
+    let delta = Delta {
+        what: "image",
+        old: Some(&image(2)),
+        new: &image(3),
+        encoders: &payload::recompress::Encoders::carried(),
+        profile: Profile::V2,
+        threads: std::num::NonZeroUsize::MIN,
+    };
+    let (part, _) = delta
+        .part(&mut scratch, &mut Vec::new(), &mut |_| {})
+        .unwrap();
+    let source = part.old.unwrap().sha256;
+    let parts = Parts {
+        partition: Some(part),
+        encoders: encoders.iter().map(|&name| name.to_owned()).collect(),
+        release: Some(payload::Release {
+            version: Some("4152.10.0".to_owned()),
+            board: Some("amd64-usr".to_owned()),
+            ..payload::Release::default()
+        }),
+        ..Parts::default()
+    };
+    let mut payload = Vec::new();
+    let mut draft = parts.draft(Profile::V2, scratch).unwrap();
+    draft.sign(&[], &mut payload).unwrap();
+    (payload, source)
+}
+
+#[test]
+fn a_delta_of_version_2_says_itself_what_it_needs() {
+    let mut folder = Folder::new();
+    let (delta, source) = delta_v2(&["zstd/1.5.4/level=19", "zstd/1.5.4/level=3"]);
+    folder.put("u.payload", &delta);
+    let catalogue = folder.scan();
+    assert!(catalogue.left_out.is_empty(), "{:?}", catalogue.left_out);
+    let artifact = &catalogue.artifacts[0];
+    assert!(artifact.is_delta);
+    assert_eq!(artifact.format, payload::Format::V2);
+    assert_eq!(artifact.source_sha256, Some(source));
+    assert_eq!(artifact.encoders, ["zstd/1.5.4"]);
+    assert_eq!(artifact.labels.version.as_str(), "4152.10.0");
+    assert_eq!(artifact.labels.board.as_deref(), Some("amd64-usr"));
+    let hash: String = source.iter().map(|byte| format!("{byte:02x}")).collect();
+    let kind = format!("delta from image {}, v2, needs zstd/1.5.4", &hash[..12]);
+    assert_eq!(artifact.kind(), kind);
+    assert!(catalogue.table(folder.scanner.folder()).contains(&kind));
+    assert_eq!(catalogue.json()["artifacts"][0]["source_sha256"], hash);
+
+    folder.put("u.payload.json", br#"{"from_version": "4152.2.0"}"#);
+    let kind = folder.scan().artifacts[0].kind();
+    assert_eq!(kind, "delta from 4152.2.0, v2, needs zstd/1.5.4");
+
+    folder.put("u.payload.json", br#"{"version": "4152.11.0"}"#);
+    let catalogue = folder.scan();
+    assert!(reason(&catalogue, "u.payload").contains("its signed manifest as `4152.10.0`"));
+}
+
 #[test]
 fn a_broken_sidecar_keeps_its_payload_back() {
     let mut folder = Folder::new();
