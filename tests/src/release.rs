@@ -107,6 +107,74 @@ impl Release {
     }
 }
 
+/// A release that changes little of the one before, in all forms that a server may have
+/// of it.
+#[derive(Debug)]
+pub struct SmallRelease {
+    /// Its USR image.
+    pub image: Vec<u8>,
+    /// The full payload of format version 1.
+    pub full_v1: Vec<u8>,
+    /// The full payload of format version 2.
+    pub full_v2: Vec<u8>,
+    /// The delta from the image before, which has format version 2.
+    pub delta: Vec<u8>,
+}
+
+impl SmallRelease {
+    /// Where the bytes of the old image lie that the new one has elsewhere, unchanged.
+    pub const MOVED: std::ops::Range<usize> = 4 << 20..7 << 20;
+
+    /// Version `version` over the image `old`, of at least 8 MiB: of that a part is moved,
+    /// a part changed in single bytes, the rest gone for something new.
+    ///
+    /// # Errors
+    ///
+    /// The `payload` command fails.
+    ///
+    /// # Panics
+    ///
+    /// `old` is too small.
+    pub fn over(old: &[u8], version: &str, key: &str) -> Result<Self> {
+        const MIB: usize = 1 << 20;
+        let mut changed = old[..3 * MIB].to_vec();
+        for byte in changed.iter_mut().step_by(50_021) {
+            *byte ^= 0x40;
+        }
+        let new = content(&format!("new in {version}"), MIB);
+        let file = [&old[Self::MOVED], &changed, &new].concat();
+
+        let folder = TempDir::new()?;
+        let image = squashfs(folder.path(), &file)?;
+        let path = |name: &str| folder.path().join(name);
+        fs::write(path("old.img"), old)?;
+        fs::write(path("new.img"), &image)?;
+        let old_image = path("old.img");
+        let make = |name: &str, arguments: &[&std::ffi::OsStr]| -> Result<Vec<u8>> {
+            let mut generate = program("payload")?;
+            generate
+                .arg("generate")
+                .args(arguments)
+                .arg("--new")
+                .arg(path("new.img"))
+                .arg("--private-key")
+                .arg(private_key(key))
+                .arg("--out")
+                .arg(path(name));
+            run(&mut generate, MAKE_LIMIT)?
+                .success()
+                .context("payload generate")?;
+            Ok(fs::read(path(name))?)
+        };
+        Ok(Self {
+            full_v1: make("v1", &[])?,
+            full_v2: make("v2", &["--format".as_ref(), "v2".as_ref()])?,
+            delta: make("delta", &["--old".as_ref(), old_image.as_os_str()])?,
+            image,
+        })
+    }
+}
+
 /// A file system that holds one file of this content, as it is: not compressed,
 /// so that the payload decides what becomes small. Real, because a machine that
 /// runs as root looks into it for a post-install program.
