@@ -495,6 +495,71 @@ fn a_changed_byte_of_the_running_system_is_found_before_its_operation_writes() {
     assert!(read >= 3);
 }
 
+/// Most of it is where it was, but nowhere for long without a change: windows of several
+/// MiB, each made out of as much of the old image, and little data for all of them.
+fn changed_everywhere(len: usize) -> (Vec<u8>, Vec<u8>) {
+    let old = noise(31, len);
+    let mut new = old.clone();
+    for place in (1000..len).step_by(3000) {
+        new[place] ^= 0x40;
+    }
+    (old, new)
+}
+
+#[test]
+fn operations_on_their_way_are_bounded_by_the_memory_that_they_take() {
+    const MOST: u64 = 40 << 20;
+    let (old, new) = changed_everywhere(24 * MIB);
+    let release = Release::delta_between(&old, new, payload::Release::default(), None);
+    let image: Arc<dyn payload::Image> = Arc::new(machine::file_of(&old));
+    let encoders = Arc::new(payload::recompress::Encoders::carried());
+    let mut decoders = super::decoders::Decoders::new(2, &encoders);
+    let mut on_their_way = std::collections::VecDeque::new();
+    let (mut largest, mut held_back) = (0, 0);
+    for pending in release.pending() {
+        while !decoders.has_room_for(&pending.operation) {
+            held_back += u32::from(on_their_way.len() < 4);
+            decoders.pop().unwrap();
+            on_their_way.pop_front();
+        }
+        let needed = payload::memory_needed(&pending.operation);
+        largest = largest.max(needed);
+        on_their_way.push_back(needed);
+        decoders.push(pending, Some(Arc::clone(&image)));
+        let all: u64 = on_their_way.iter().sum();
+        assert!(on_their_way.len() == 1 || all <= MOST, "{on_their_way:?}");
+    }
+    println!("the largest operation takes {largest} bytes, {held_back} waited for memory");
+    assert!(held_back > 0 && largest > 20 << 20);
+}
+
+/// However little is downloaded: the kernel is left with a bounded number of pages.
+#[test]
+fn a_small_delta_of_a_large_image_is_synced_as_it_is_written() {
+    let (old, mut new) = changed_everywhere(MIB);
+    let unchanged = noise(32, 39 * MIB);
+    let old = [unchanged.clone(), old].concat();
+    new.splice(0..0, unchanged);
+    let release = Release::delta_between(&old, new, payload::Release::default(), None);
+    assert!(release.payload.len() < MIB);
+    let machine = Machine::running(old, None, 4096, SlotB::Blank);
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let watcher = {
+        let (machine, seen) = (machine.clone(), Arc::clone(&seen));
+        move |write| seen.lock().unwrap().push((write, machine.disk.syncs()))
+    };
+    let (ended, _) = machine.attempt(&release).watched_by(watcher).run();
+    ended.result.unwrap();
+    let seen = seen.lock().unwrap();
+    let (first, last) = (seen.first().unwrap(), seen.last().unwrap());
+    println!(
+        "{} writes, {} syncs among them",
+        seen.len(),
+        last.1 - first.1
+    );
+    assert_eq!(last.1 - first.1, 2, "40 MiB are two steps of 16 and a rest");
+}
+
 #[test]
 fn what_a_machine_must_not_or_cannot_take_leaves_its_target_as_it_was() {
     let (old, new) = moved_changed_and_new();

@@ -505,6 +505,19 @@ impl Release {
         unreachable!("a payload has a manifest")
     }
 
+    /// Its operations as they arrive, ready to be decoded.
+    pub(super) fn pending(&self) -> Vec<payload::PendingOperation> {
+        let mut stream = PayloadStream::new(Limits::default(), &Trust::allow_unsigned(Vec::new()));
+        stream.push(&self.payload);
+        let mut operations = Vec::new();
+        while let Some(event) = stream.next_event().unwrap() {
+            if let Event::Operation(pending) = event {
+                operations.push(pending);
+            }
+        }
+        operations
+    }
+
     /// The same with one bit of the payload changed, announced as what it now is.
     pub(super) fn with_flipped_bit(&self, byte: usize, bit: u32) -> Self {
         let mut payload = self.payload.to_vec();
@@ -536,7 +549,7 @@ impl Release {
 }
 
 /// A file without a name that holds `bytes`.
-fn file_of(bytes: &[u8]) -> std::fs::File {
+pub(super) fn file_of(bytes: &[u8]) -> std::fs::File {
     use std::io::Write as _;
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(bytes).unwrap();
