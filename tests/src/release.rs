@@ -144,34 +144,69 @@ impl SmallRelease {
         let new = content(&format!("new in {version}"), MIB);
         let file = [&old[Self::MOVED], &changed, &new].concat();
 
-        let folder = TempDir::new()?;
-        let image = squashfs(folder.path(), &file)?;
-        let path = |name: &str| folder.path().join(name);
-        fs::write(path("old.img"), old)?;
-        fs::write(path("new.img"), &image)?;
-        let old_image = path("old.img");
-        let make = |name: &str, arguments: &[&std::ffi::OsStr]| -> Result<Vec<u8>> {
-            let mut generate = program("payload")?;
-            generate
-                .arg("generate")
-                .args(arguments)
-                .arg("--new")
-                .arg(path("new.img"))
-                .arg("--private-key")
-                .arg(private_key(key))
-                .arg("--out")
-                .arg(path(name));
-            run(&mut generate, MAKE_LIMIT)?
-                .success()
-                .context("payload generate")?;
-            Ok(fs::read(path(name))?)
-        };
+        let workshop = Workshop::new(old, &file, key)?;
         Ok(Self {
-            full_v1: make("v1", &[])?,
-            full_v2: make("v2", &["--format".as_ref(), "v2".as_ref()])?,
-            delta: make("delta", &["--old".as_ref(), old_image.as_os_str()])?,
-            image,
+            full_v1: workshop.payload(&["--format", "v1"])?,
+            full_v2: workshop.payload(&["--format", "v2"])?,
+            delta: workshop.delta()?,
+            image: workshop.image,
         })
+    }
+}
+
+/// Where payloads of one image over another are made.
+#[derive(Debug)]
+pub struct Workshop {
+    /// The new image.
+    pub image: Vec<u8>,
+    folder: TempDir,
+    key: String,
+}
+
+impl Workshop {
+    /// For an image that holds `file`, over `old`, signed by a fixture key.
+    ///
+    /// # Errors
+    ///
+    /// The image cannot be made.
+    pub fn new(old: &[u8], file: &[u8], key: &str) -> Result<Self> {
+        let folder = TempDir::new()?;
+        let image = squashfs(folder.path(), file)?;
+        fs::write(folder.path().join("old.img"), old)?;
+        fs::write(folder.path().join("new.img"), &image)?;
+        Ok(Self {
+            image,
+            folder,
+            key: key.to_owned(),
+        })
+    }
+
+    /// What changed, for machines that run the old image.
+    ///
+    /// # Errors
+    ///
+    /// The `payload` command fails.
+    pub fn delta(&self) -> Result<Vec<u8>> {
+        let old = self.folder.path().join("old.img");
+        self.payload(&["--old", &old.to_string_lossy()])
+    }
+
+    fn payload(&self, arguments: &[&str]) -> Result<Vec<u8>> {
+        let out = self.folder.path().join("payload");
+        let mut generate = program("payload")?;
+        generate
+            .arg("generate")
+            .args(arguments)
+            .arg("--new")
+            .arg(self.folder.path().join("new.img"))
+            .arg("--private-key")
+            .arg(private_key(&self.key))
+            .arg("--out")
+            .arg(&out);
+        run(&mut generate, MAKE_LIMIT)?
+            .success()
+            .context("payload generate")?;
+        Ok(fs::read(out)?)
     }
 }
 

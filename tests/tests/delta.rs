@@ -15,7 +15,7 @@ use system_tests::disk::Slot;
 use system_tests::machine::Machine;
 use system_tests::process::Running;
 use system_tests::programs::program;
-use system_tests::release::SmallRelease;
+use system_tests::release::{SmallRelease, Workshop};
 
 const SLOT_SIZE: u64 = 16 << 20;
 const LIMIT: Duration = Duration::from_secs(60);
@@ -153,6 +153,35 @@ fn a_changed_running_slot_gets_the_full_payload_in_the_same_attempt() {
     let failure = position(&|line| line.starts_with("event: ") && line.contains("(20"));
     let full = position(&|line| line.contains("offered 2.0.0 (full, v2"));
     assert!(delta < failure && failure < full, "{heard:#?}");
+}
+
+/// Each operation of this delta takes more than twenty MiB.
+#[test]
+fn a_delta_is_installed_within_64_mib_of_memory() {
+    const LIMIT: u64 = 64 << 20;
+    let folder = tempfile::tempdir().unwrap();
+    let (server, url) = serve(folder.path());
+    let machine = Machine::new(40 << 20, &url, KEY).unwrap();
+    let mut file = machine.old_image[..32 << 20].to_vec();
+    for byte in file.iter_mut().step_by(3001) {
+        *byte ^= 0x40;
+    }
+    let workshop = Workshop::new(&machine.old_image, &file, KEY).unwrap();
+    let delta = workshop.delta().unwrap();
+    fs::write(
+        folder.path().join("delta-2.0.0.payload.json"),
+        "{\"from_version\": \"1.0.0\"}",
+    )
+    .unwrap();
+    fs::write(folder.path().join("delta-2.0.0.payload"), &delta).unwrap();
+    wait_for_offers(&server, 1);
+
+    let daemon = machine.start_daemon().unwrap();
+    machine.client(&["-follow"]).unwrap().success().unwrap();
+    assert_holds(&machine, Slot::B, &workshop.image);
+    let peak = daemon.peak_memory().unwrap();
+    println!("{} bytes of delta, peak {} KiB", delta.len(), peak >> 10);
+    assert!(peak < LIMIT, "{peak}");
 }
 
 fn wait_for_offers(server: &Running, count: usize) {
