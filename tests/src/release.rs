@@ -170,8 +170,17 @@ impl Workshop {
     ///
     /// The image cannot be made.
     pub fn new(old: &[u8], file: &[u8], key: &str) -> Result<Self> {
+        let image = squashfs(TempDir::new()?.path(), file)?;
+        Self::of_images(old, image, key)
+    }
+
+    /// For the image `image` over `old`.
+    ///
+    /// # Errors
+    ///
+    /// A file cannot be written.
+    pub fn of_images(old: &[u8], image: Vec<u8>, key: &str) -> Result<Self> {
         let folder = TempDir::new()?;
-        let image = squashfs(folder.path(), file)?;
         fs::write(folder.path().join("old.img"), old)?;
         fs::write(folder.path().join("new.img"), &image)?;
         Ok(Self {
@@ -214,19 +223,35 @@ impl Workshop {
 /// so that the payload decides what becomes small. Real, because a machine that
 /// runs as root looks into it for a post-install program.
 fn squashfs(folder: &Path, content: &[u8]) -> Result<Vec<u8>> {
-    let (tree, image) = (folder.join("tree"), folder.join("tree.img"));
-    fs::create_dir(&tree)?;
-    fs::write(tree.join("content"), content)?;
-    let mut mksquashfs = system_tool("mksquashfs");
-    mksquashfs.arg(&tree).arg(&image).args([
-        "-noappend",
+    let options = [
         "-noInodeCompression",
         "-noDataCompression",
         "-noFragmentCompression",
         "-noIdTableCompression",
-        "-quiet",
-        "-no-progress",
-    ]);
+    ];
+    squashfs_with(folder, content, &options)
+}
+
+/// The same compressed with Zstandard, as real images are.
+///
+/// # Errors
+///
+/// `mksquashfs` fails.
+pub fn compressed_squashfs(content: &[u8]) -> Result<Vec<u8>> {
+    let options = ["-comp", "zstd", "-Xcompression-level", "15"];
+    squashfs_with(TempDir::new()?.path(), content, &options)
+}
+
+fn squashfs_with(folder: &Path, content: &[u8], options: &[&str]) -> Result<Vec<u8>> {
+    let (tree, image) = (folder.join("tree"), folder.join("tree.img"));
+    fs::create_dir(&tree)?;
+    fs::write(tree.join("content"), content)?;
+    let mut mksquashfs = system_tool("mksquashfs");
+    mksquashfs
+        .arg(&tree)
+        .arg(&image)
+        .args(["-noappend", "-quiet", "-no-progress"])
+        .args(options);
     run(&mut mksquashfs, MAKE_LIMIT)?
         .success()
         .context("mksquashfs")?;

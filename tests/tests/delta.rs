@@ -15,7 +15,7 @@ use system_tests::disk::Slot;
 use system_tests::machine::Machine;
 use system_tests::process::Running;
 use system_tests::programs::program;
-use system_tests::release::{SmallRelease, Workshop};
+use system_tests::release::{SmallRelease, Workshop, compressed_squashfs, content};
 
 const SLOT_SIZE: u64 = 16 << 20;
 const LIMIT: Duration = Duration::from_secs(60);
@@ -181,6 +181,64 @@ fn a_delta_is_installed_within_64_mib_of_memory() {
     assert_holds(&machine, Slot::B, &workshop.image);
     let peak = daemon.peak_memory().unwrap();
     println!("{} bytes of delta, peak {} KiB", delta.len(), peak >> 10);
+    assert!(peak < LIMIT, "{peak}");
+}
+
+/// Half text, half noise, as of programs: what compresses to about half.
+fn program_like(size: usize) -> Vec<u8> {
+    let noise = content("noise", size);
+    let mut bytes = Vec::with_capacity(size + 64);
+    for (number, chunk) in noise.chunks(16).enumerate() {
+        if bytes.len() >= size {
+            break;
+        }
+        bytes.extend_from_slice(chunk);
+        bytes.extend_from_slice(format!("mov rax, {:08}\n", number % 5000).as_bytes());
+    }
+    bytes.truncate(size);
+    bytes
+}
+
+/// The compressed blocks of the image are unpacked, patched and packed again.
+#[test]
+fn a_delta_of_compressed_images_is_installed_within_64_mib_of_memory() {
+    const LIMIT: u64 = 64 << 20;
+    let folder = tempfile::tempdir().unwrap();
+    let (server, url) = serve(folder.path());
+    let machine = Machine::new(32 << 20, &url, KEY).unwrap();
+    let old_file = program_like(40 << 20);
+    let mut new_file = old_file.clone();
+    for byte in new_file.iter_mut().step_by(30_011) {
+        *byte ^= 0x40;
+    }
+    let old = compressed_squashfs(&old_file).unwrap();
+    let new = compressed_squashfs(&new_file).unwrap();
+    machine.disk.write_slot(Slot::A, &old).unwrap();
+    let workshop = Workshop::of_images(&old, new, KEY).unwrap();
+    let delta = workshop.delta().unwrap();
+    fs::write(
+        folder.path().join("delta-2.0.0.payload.json"),
+        "{\"from_version\": \"1.0.0\"}",
+    )
+    .unwrap();
+    fs::write(folder.path().join("delta-2.0.0.payload"), &delta).unwrap();
+    wait_for_offers(&server, 1);
+
+    let daemon = machine.start_daemon().unwrap();
+    machine.client(&["-follow"]).unwrap().success().unwrap();
+    let heard = heard(&server);
+    assert!(
+        heard.iter().any(|line| line.contains(", needs zstd/")),
+        "{heard:?}"
+    );
+    assert_holds(&machine, Slot::B, &workshop.image);
+    let peak = daemon.peak_memory().unwrap();
+    println!(
+        "{} bytes of delta for {}, peak {} KiB",
+        delta.len(),
+        workshop.image.len(),
+        peak >> 10
+    );
     assert!(peak < LIMIT, "{peak}");
 }
 

@@ -202,17 +202,18 @@ impl Delta {
         if source.len() + decoded > MOST_SOURCE {
             return Err("its source is too large".into());
         }
-        let mut plain_blocks = Vec::with_capacity(decoded);
+        // In place and to size: of all that an operation holds this is most.
+        let stored_length = source.len();
+        source.reserve_exact(decoded);
         for block in &self.blocks {
-            let stored = source.get(block.start..block.start + block.stored);
+            let stored = source[..stored_length].get(block.start..block.start + block.stored);
             let stored = stored.ok_or("a source block is outside of the source")?;
             let plain = block.codec.decode(stored, block.plain).map_err(other)?;
             if plain.len() != block.plain {
                 return Err("a source block decodes to another length".into());
             }
-            plain_blocks.extend_from_slice(&plain);
+            source.extend_from_slice(&plain);
         }
-        source.append(&mut plain_blocks);
         let total = self.pieces.iter().map(Piece::length).sum();
         let plain = self.script.run(&source, total)?;
         drop(source);

@@ -508,7 +508,7 @@ fn changed_everywhere(len: usize) -> (Vec<u8>, Vec<u8>) {
 
 #[test]
 fn operations_on_their_way_are_bounded_by_the_memory_that_they_take() {
-    const MOST: u64 = 40 << 20;
+    const MOST: u64 = 32 << 20;
     let (old, new) = changed_everywhere(24 * MIB);
     let release = Release::delta_between(&old, new, payload::Release::default(), None);
     let image: Arc<dyn payload::Image> = Arc::new(machine::file_of(&old));

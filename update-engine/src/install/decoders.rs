@@ -26,7 +26,7 @@ type Outcome = Result<Ready, PayloadError>;
 
 /// Bytes that all operations on their way may hold by [`payload::memory_needed`]. One
 /// alone may be larger than this, and is then alone.
-const MOST_BYTES: u64 = 40 << 20;
+const MOST_BYTES: u64 = 32 << 20;
 
 struct Job {
     pending: PendingOperation,
