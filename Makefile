@@ -4,7 +4,7 @@ CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-fleet test fleet-chaos simulate exhaustive lint setup
+.PHONY: help demo demo-fleet test fleet-chaos simulate exhaustive bench-payload fuzz lint setup
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,11 @@ simulate: setup ## SEEDS fleets of ten thousand machines with faults (default 10
 
 exhaustive: setup ## Every order of events of a few machines, with faults
 	$(CARGO) test --release -p locksmith --lib exhaustive -- --ignored --nocapture
+
+bench-payload: setup ## Deltas and full payloads against other tools; IMAGES, PAIRS, PEERS, CORPUS, JSON
+	tests/corpus/make-corpus.sh
+	$(CARGO) build --release -p payload -p system-tests --bin payload --bin bench_payload
+	$(TARGET_DIR)/release/bench_payload
 
 lint: setup ## Formatting, clippy and documentation, warnings are errors
 	$(CARGO) fmt --all --check
