@@ -35,6 +35,9 @@ bench-payload: setup ## Deltas and full payloads against other tools; IMAGES, PA
 	$(CARGO) build --release -p payload -p system-tests --bin payload --bin bench_payload
 	$(TARGET_DIR)/release/bench_payload
 
+fuzz: setup ## Mutated inputs for a parser, or all; TARGET, RUNS (default 1000000)
+	$(CARGO) run --release -p payload --features fuzzing --example fuzz -- "$(or $(TARGET),all)" $(or $(RUNS),1000000)
+
 lint: setup ## Formatting, clippy and documentation, warnings are errors
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings

@@ -27,6 +27,9 @@ pub mod error;
 mod extent;
 mod file;
 pub mod filesystem;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzz;
 mod header;
 mod image;
 pub mod make;

@@ -123,7 +123,7 @@ impl Delta {
         Ok([&[FORMAT][..], &self.crc.to_le_bytes(), &lengths, &streams].concat())
     }
 
-    fn layout(&self) -> Vec<u8> {
+    pub(crate) fn layout(&self) -> Vec<u8> {
         let mut layout = Vec::new();
         varint::push(&mut layout, self.blocks.len());
         let mut end = 0;

@@ -132,7 +132,7 @@ impl Script {
         Ok(result)
     }
 
-    pub(super) fn streams(&self) -> [&Vec<u8>; 5] {
+    pub(crate) fn streams(&self) -> [&Vec<u8>; 5] {
         [
             &self.control,
             &self.literals,
