@@ -43,16 +43,20 @@ missing() {
     return 1
 }
 
-# All versions of a package in the archive, the newest first.
+# "package newest next" for each of the packages; next is newest where the archive
+# has one version only. apt tells versions in their order, the newest first.
 versions() {
-    apt-cache madison "$1" | awk -F' *[|] *' '!/Sources/ { print $2 }' | sort -u |
-        while read -r version; do
-            # dpkg knows the order of versions, sort does not.
-            older=$(apt-cache madison "$1" | awk -F' *[|] *' '!/Sources/ { print $2 }' | sort -u |
-                while read -r other; do
-                    dpkg --compare-versions "$other" gt "$version" && echo; done | wc -l)
-            echo "$older $version"
-        done | sort -n | cut -d' ' -f2
+    apt-cache madison "$@" | awk -F '[ |]+' '
+        { sub(/^ +/, "") }
+        /Sources$/ || seen[$1, $2]++ { next }
+        !($1 in newest) { newest[$1] = $2; order[++count] = $1; next }
+        !($1 in before) { before[$1] = $2 }
+        END {
+            for (i = 1; i <= count; i++) {
+                p = order[i]
+                print p, newest[p], (p in before) ? before[p] : newest[p]
+            }
+        }'
 }
 
 # "package version" lines for each release, in the files packages-RELEASE.
@@ -69,15 +73,14 @@ choose() {
     echo "${kernels[0]} -" >packages-prev
     echo "${kernels[-2]} -" >packages-hot
     echo "${kernels[-1]} -" >packages-new
-    for package in $closure; do
-        { read -r newest; read -r before || before=$newest; } < <(versions "$package")
+    while read -r package newest before; do
         echo "$package $newest" >>packages-new
         echo "$package $before" >>packages-prev
         case $patched in
         *" $package "*) echo "$package $before" >>packages-hot ;;
         *) echo "$package $newest" >>packages-hot ;;
         esac
-    done
+    done < <(versions $closure)
 }
 
 # The file of a package, fetched if need be. "-" is whatever version there is.
@@ -158,7 +161,7 @@ build() {
 missing || exit 0
 mkdir -p "$corpus/packages"
 cd "$corpus"
-[ -s packages-new ] && [ -s packages-hot ] && [ -s packages-prev ] || choose
+[ -e chosen ] || { choose; touch chosen; }
 for release in $releases; do
     [ -d "tree-$release" ] || { say "tree of $release"; plant "$release"; }
     for kind in "${kinds[@]}"; do

@@ -56,7 +56,10 @@ pub(super) fn lines(rows: &[Row]) -> Vec<String> {
             let faster = v1.application.seconds / row.application.seconds;
             lines.push(line(
                 faster >= FULL.1,
-                &format!("{subject}: apply CPU, v1 : v2: {faster:.2}, goal ≥ {}", FULL.1),
+                &format!(
+                    "{subject}: apply CPU, v1 : v2: {faster:.2}, goal ≥ {}",
+                    FULL.1
+                ),
             ));
         }
     }

@@ -98,6 +98,13 @@ fn compare(arguments: &Arguments) -> Result<ExitCode> {
         for pair in arguments.pairs.iter().filter(|pair| !pair.is_empty()) {
             let new = corpus.join(format!("new.{image}"));
             let old = (pair != "full").then(|| corpus.join(format!("{pair}.{image}")));
+            if let Some(missing) = old.iter().chain([&new]).find(|image| !image.exists()) {
+                eprintln!(
+                    "{image} {pair} is left out: {} is missing",
+                    missing.display()
+                );
+                continue;
+            }
             let task = Task {
                 old: old.as_deref(),
                 new: &new,
@@ -214,7 +221,9 @@ fn peers(names: &[String]) -> Result<Vec<Tool>> {
 fn default_corpus() -> Result<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-    let cache = cache.or_else(home).context("neither CORPUS nor HOME is set")?;
+    let cache = cache
+        .or_else(home)
+        .context("neither CORPUS nor HOME is set")?;
     Ok(cache.join("update-corpus"))
 }
 

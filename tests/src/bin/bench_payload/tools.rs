@@ -108,7 +108,16 @@ impl Tool {
                 let from = joined("--patch-from=", old);
                 vec![command(
                     "zstd",
-                    &[&"-q", &"-f", &level, &"--long=31", &from, &new, &"-o", &patch],
+                    &[
+                        &"-q",
+                        &"-f",
+                        &level,
+                        &"--long=31",
+                        &from,
+                        &new,
+                        &"-o",
+                        &patch,
+                    ],
                 )]
             }
             Tool::Bsdiff => vec![command("bsdiff", &[&old, &new, &patch])],
@@ -156,7 +165,16 @@ impl Tool {
                 let from = joined("--patch-from=", old);
                 command(
                     "zstd",
-                    &[&"-q", &"-d", &"-f", &"--long=31", &from, &patch, &"-o", &result],
+                    &[
+                        &"-q",
+                        &"-d",
+                        &"-f",
+                        &"--long=31",
+                        &from,
+                        &patch,
+                        &"-o",
+                        &result,
+                    ],
                 )
             }
             Tool::Bsdiff => command("bspatch", &[&old, &result, &patch]),
