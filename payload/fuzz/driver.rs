@@ -67,9 +67,15 @@ fn campaign(name: &str, target: Target, runs: u64) -> Result<bool, Box<dyn Error
             let seed = &seeds[mutator.below(seeds.len())];
             let other = &seeds[mutator.below(seeds.len())];
             let input = mutator.mutate(seed, other);
-            let one = Instant::now();
-            let outcome = catch_unwind(|| target(&input));
-            let one = one.elapsed();
+            let timed = || {
+                let one = Instant::now();
+                (catch_unwind(|| target(&input)), one.elapsed())
+            };
+            let (outcome, mut one) = timed();
+            if outcome.is_ok() && one > LONGEST {
+                // Another program may have had the processor; so once more.
+                one = one.min(timed().1);
+            }
             slowest = slowest.max(one);
             if outcome.is_err() || one > LONGEST {
                 found += 1;

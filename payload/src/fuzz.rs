@@ -412,9 +412,16 @@ mod tests {
                 } else {
                     mutator.mutate(seed, other)
                 };
-                let one = Instant::now();
-                target(&input);
-                let one = one.elapsed();
+                let timed = || {
+                    let one = Instant::now();
+                    target(&input);
+                    one.elapsed()
+                };
+                let mut one = timed();
+                if one > Duration::from_secs(1) {
+                    // Another program may have had the processor; so once more.
+                    one = one.min(timed());
+                }
                 assert!(one < Duration::from_secs(1), "{name}, run {runs}: {one:?}");
                 slowest = slowest.max(one);
                 runs += 1;
