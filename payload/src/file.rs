@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::num::NonZeroUsize;
 
-use crate::apply::{apply, decode};
+use crate::apply::{apply, decode, memory_needed};
 use crate::error::PayloadError;
 use crate::header::Format;
 use crate::image::Image;
@@ -132,7 +132,7 @@ pub fn apply_payload(
         part.reserve(file, manifest.block_size)?;
     }
     in_order(
-        all_cores().min(MOST_THREADS),
+        threads(manifest),
         || reading.next_operation(),
         |PendingOperation {
              target,
@@ -175,6 +175,23 @@ pub fn apply_payload(
 
 /// More would only use more memory: writing is in order and has one thread.
 const MOST_THREADS: NonZeroUsize = NonZeroUsize::new(8).expect("8 is not 0");
+
+/// As many as there are cores, but fewer when operations need much memory: for each
+/// thread two of them are on their way.
+fn threads(manifest: &Manifest) -> NonZeroUsize {
+    /// Bytes that all operations on their way may hold.
+    const MOST_BYTES: u64 = 40 << 20;
+
+    let operations = manifest.operations();
+    let largest = operations
+        .map(|(_, operation)| memory_needed(operation))
+        .max();
+    let fitting = MOST_BYTES / largest.unwrap_or(0).saturating_mul(2).max(1);
+    let fitting = usize::try_from(fitting).ok().and_then(NonZeroUsize::new);
+    all_cores()
+        .min(MOST_THREADS)
+        .min(fitting.unwrap_or(NonZeroUsize::MIN))
+}
 
 /// One reading of a payload from its start.
 struct Reading<'a> {
