@@ -115,12 +115,9 @@ fn text(random: &mut fastrand::Rng, length: usize) -> Vec<u8> {
 }
 
 /// Runs a tool that makes `image`.
-fn tool(name: &str, arguments: &[&str], paths: [&Path; 2]) {
+fn tool(name: &str, arguments: &[&str]) {
     let mut command = system_tool(name);
-    command
-        .env("SOURCE_DATE_EPOCH", "0")
-        .args(arguments)
-        .args(paths);
+    command.env("SOURCE_DATE_EPOCH", "0").args(arguments);
     run(&mut command, LIMIT).unwrap().success().unwrap();
 }
 
@@ -129,11 +126,16 @@ fn images_of_every_kind_come_out_as_they_went_in() {
     let pair = Pair::new();
     let squashfs = |compressor: &'static str| {
         move |root: &Path, image: &Path| {
-            let options = ["-noappend", "-quiet", "-no-progress", "-comp", compressor];
-            tool("mksquashfs", &options, [root, image]);
+            // Here the paths come first.
+            let (root, image) = (root.to_str().unwrap(), image.to_str().unwrap());
+            let arguments = [root, image, "-noappend", "-quiet", "-no-progress", "-comp"];
+            tool("mksquashfs", &[&arguments[..], &[compressor]].concat());
         }
     };
-    let erofs = |root: &Path, image: &Path| tool("mkfs.erofs", &["-zlz4hc"], [image, root]);
+    let erofs = |root: &Path, image: &Path| {
+        let (root, image) = (root.to_str().unwrap(), image.to_str().unwrap());
+        tool("mkfs.erofs", &["-zlz4hc", image, root]);
+    };
     let ext4 = |root: &Path, image: &Path| {
         fs::File::create(image).unwrap().set_len(8 << 20).unwrap();
         let root = root.to_str().unwrap();
