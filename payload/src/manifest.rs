@@ -136,7 +136,7 @@ pub enum Procedure {
     Unknown {
         /// The type's number.
         kind: i32,
-        /// Its steps, all [`OperationKind::Skipped`].
+        /// Its steps, all [`crate::OperationKind::Skipped`].
         operations: Vec<Arc<Operation>>,
     },
     /// A partition of version 2 that is neither `usr` nor `kernel`.

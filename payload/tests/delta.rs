@@ -461,8 +461,11 @@ fn run(pending: PendingOperation, target: &Memory, old: &Memory) {
     apply(&operation, 4096, decoded, target, Some(old)).unwrap();
 }
 
+/// A payload with its name and the images before and after it.
+type Payload = (String, Vec<u8>, Vec<u8>, Vec<u8>);
+
 /// Payloads to look at operation by operation.
-fn samples() -> Vec<(String, Vec<u8>, Vec<u8>, Vec<u8>)> {
+fn samples() -> Vec<Payload> {
     let mut samples = Vec::new();
     for (kind, tool, options) in KINDS {
         let Some([mut old, mut new]) = releases(5, tool, options) else {
