@@ -9,11 +9,12 @@
 //! the CPU time for each MB (10^6 bytes) of plain bytes. Encoders that make none of
 //! a few blocks are not tried on all; with `--every`, only every Nth block is.
 
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use payload::filesystem::{self, CompressedBlock, Layout};
+use payload::filesystem::{self, CompressedBlock, Layout, plain_bytes};
 use payload::recompress::{EncoderSpec, Encoders, Method, Sample};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -118,6 +119,17 @@ fn report(image: &[u8], layout: &Layout, encoders: &Encoders, every: usize) {
     }
 }
 
+/// What follows a block in its file.
+fn ahead_of(image: &[u8], layout: &Layout, block: &CompressedBlock, length: usize) -> Vec<u8> {
+    let ahead: Result<_, Infallible> = layout.ahead(
+        block,
+        length,
+        |block| Ok(decode(image, block)),
+        |offset, length| Ok(plain_bytes(image, offset, length)),
+    );
+    ahead.unwrap_or_default()
+}
+
 /// The encoders that make any of a few blocks, which are taken from all over.
 fn fruitful(
     image: &[u8],
@@ -131,9 +143,7 @@ fn fruitful(
         .iter()
         .step_by(blocks.len().div_ceil(24).max(1))
         .map(|block| {
-            let ahead = layout.ahead(image, block, ahead, |index| {
-                decode(image, &layout.blocks[index])
-            });
+            let ahead = ahead_of(image, layout, block, ahead);
             (block, decode(image, block).unwrap_or_default(), ahead)
         })
         .collect();
@@ -196,9 +206,7 @@ fn run(
                         let plain = decode(image, block).unwrap_or_default();
                         plain_total.fetch_add(u64::from(block.decoded_length), Ordering::Relaxed);
                         let wanted = specs.iter().map(|s| s.method.ahead()).max().unwrap_or(0);
-                        let ahead = layout.ahead(image, block, wanted, |index| {
-                            decode(image, &layout.blocks[index])
-                        });
+                        let ahead = ahead_of(image, layout, block, wanted);
                         let sample = Sample {
                             stored: stored(image, block),
                             plain: &plain,

@@ -58,44 +58,52 @@ pub struct Layout {
 
 impl Layout {
     /// The bytes after those of `block` in its file, at most `length` and as many as
-    /// are known: of the blocks that follow it, each decoded by `decode`, and of
-    /// plain bytes of `image`.
+    /// are known: of the blocks that follow it, each decoded by `decode`, and of plain
+    /// bytes, which `read` gives from an offset of the image, as many as asked for or
+    /// up to its end.
     ///
     /// `decode` may give none, which ends the bytes.
-    pub fn ahead(
+    ///
+    /// # Errors
+    /// Those of `decode` and `read`.
+    pub fn ahead<E>(
         &self,
-        image: &[u8],
         block: &CompressedBlock,
         length: usize,
-        mut decode: impl FnMut(usize) -> Option<Vec<u8>>,
-    ) -> Vec<u8> {
+        mut decode: impl FnMut(&CompressedBlock) -> Result<Option<Vec<u8>>, E>,
+        read: impl FnOnce(u64, usize) -> Result<Vec<u8>, E>,
+    ) -> Result<Vec<u8>, E> {
         let mut ahead = Vec::new();
         let mut next = block.next;
         while let Some(offset) = next
             && ahead.len() < length
         {
-            next = match self
+            let found = self
                 .blocks
-                .binary_search_by_key(&offset, |block| block.offset)
-            {
-                Ok(index) => {
-                    let Some(plain) = decode(index).filter(|plain| !plain.is_empty()) else {
-                        break;
-                    };
-                    ahead.extend(plain);
-                    self.blocks[index].next
-                }
-                Err(_) => {
-                    let start = usize::try_from(offset).unwrap_or(usize::MAX);
-                    let rest = image.get(start..).unwrap_or(&[]);
-                    ahead.extend(&rest[..rest.len().min(length - ahead.len())]);
-                    None
-                }
+                .binary_search_by_key(&offset, |block| block.offset);
+            let Ok(index) = found else {
+                ahead.extend(read(offset, length - ahead.len())?);
+                break;
             };
+            let block = &self.blocks[index];
+            let Some(plain) = decode(block)?.filter(|plain| !plain.is_empty()) else {
+                break;
+            };
+            ahead.extend(plain);
+            next = block.next;
         }
         ahead.truncate(length);
-        ahead
+        Ok(ahead)
     }
+}
+
+/// What stands in an image in memory from `offset`, at most `length` bytes: plain bytes
+/// for [`Layout::ahead`].
+#[must_use]
+pub fn plain_bytes(image: &[u8], offset: u64, length: usize) -> Vec<u8> {
+    let start = usize::try_from(offset).unwrap_or(usize::MAX);
+    let rest = image.get(start..).unwrap_or(&[]);
+    rest[..rest.len().min(length)].to_vec()
 }
 
 /// Why an image that looked like a filesystem could not be read.
@@ -146,11 +154,6 @@ fn with_kernels(image: &[u8], found: Option<Layout>) -> Option<Layout> {
         layout = collector.finish(layout.filesystem, layout.candidates);
     }
     (!layout.blocks.is_empty()).then_some(layout)
-}
-
-/// A position in memory as one in an image.
-fn size_of(position: usize) -> u64 {
-    bytes::size(position)
 }
 
 /// The largest plain block of any of these filesystems: 1 MiB.
@@ -240,6 +243,7 @@ impl<'a> Collector<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::convert::Infallible;
 
     fn block(offset: u64, length: u32, next: Option<u64>) -> CompressedBlock {
         CompressedBlock {
@@ -265,9 +269,14 @@ mod tests {
             candidates: vec![],
         };
         let ahead = |index: usize, length| {
-            layout.ahead(&image, &layout.blocks[index], length, |index| {
-                Some(vec![200 + u8::try_from(index).unwrap(); 4])
-            })
+            let number = |offset: u64| u8::try_from(offset / 20).unwrap();
+            let ahead: Result<_, Infallible> = layout.ahead(
+                &layout.blocks[index],
+                length,
+                |block| Ok(Some(vec![200 + number(block.offset); 4])),
+                |offset, length| Ok(plain_bytes(&image, offset, length)),
+            );
+            ahead.unwrap()
         };
         assert_eq!(ahead(0, 6), [201, 201, 201, 201, 60, 61]);
         assert_eq!(ahead(0, 3), [201; 3]);

@@ -4,13 +4,14 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::convert::Infallible;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use payload::filesystem::{self, CompressedBlock, Layout};
+use payload::filesystem::{self, CompressedBlock, Layout, plain_bytes};
 use payload::recompress::{Codec, Encoders, Method, Sample};
 
 /// A tree of files with what filesystems treat in different ways.
@@ -162,10 +163,13 @@ fn reproduced(image: &[u8], layout: &Layout) -> (usize, usize) {
         let of_list = layout.blocks.iter().filter(|block| block.hint == hint);
         let of_list: Vec<_> = of_list
             .map(|block| {
-                let ahead = layout.ahead(image, block, wanted, |index| {
-                    Some(decode(image, &layout.blocks[index]))
-                });
-                (block, decode(image, block), ahead)
+                let ahead: Result<_, Infallible> = layout.ahead(
+                    block,
+                    wanted,
+                    |block| Ok(Some(decode(image, block))),
+                    |offset, length| Ok(plain_bytes(image, offset, length)),
+                );
+                (block, decode(image, block), ahead.unwrap())
             })
             .collect();
         let samples = of_list.iter().map(|(block, plain, ahead)| Sample {

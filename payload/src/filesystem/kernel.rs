@@ -13,8 +13,8 @@
 
 use memchr::memmem;
 
+use super::Collector;
 use super::bytes::{self, u16, u32};
-use super::{Collector, size_of};
 use crate::recompress::{Codec, Method};
 
 const HEADER: &[u8] = b"HdrS";
@@ -34,7 +34,7 @@ pub(super) fn methods() -> Vec<Method> {
 pub(super) fn collect(collector: &mut Collector<'_>, hint: usize) {
     let image = collector.image;
     for found in memmem::find_iter(image, HEADER) {
-        if let Some(start) = size_of(found).checked_sub(HEADER_AT) {
+        if let Some(start) = bytes::size(found).checked_sub(HEADER_AT) {
             // One that makes no sense is no kernel, or not in one piece.
             let _ = kernel(collector, image, start, hint);
         }

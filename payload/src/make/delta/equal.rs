@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
 
-use super::{BLOCK, MakeError, read};
+use super::{BLOCK, IMAGE, MakeError, read};
 use crate::Image;
 use crate::extent::size;
 
@@ -79,7 +79,7 @@ pub(super) fn claims(old: &[u8], new: &dyn Image) -> Result<Vec<Claim>, MakeErro
     let mut runs = Runs::new(old);
     let mut offset = 0;
     while offset < new.len() {
-        let piece = read(new, offset, PIECE.min(new.len() - offset))?;
+        let piece = read(new, IMAGE, offset, PIECE.min(new.len() - offset))?;
         for block in piece.chunks_exact(BLOCK) {
             runs.push(block);
         }

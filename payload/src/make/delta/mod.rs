@@ -114,7 +114,7 @@ impl Delta<'_> {
         let claims = equal::claims(&old_bytes, self.new)?;
         let recoding = Recoding::plan(found_old, found_new, &claims, self.new, self.encoders)?;
         let claims = recoding.give_back(claims);
-        let segments = window::segments(new_length, &claims, &recoding);
+        let windows = window::windows(new_length, &claims, &recoding);
         let space = Space::new(old_bytes, &recoding, &claims);
 
         let maker = Maker {
@@ -124,7 +124,7 @@ impl Delta<'_> {
             first_encoder: names.len(),
             standard: self.profile == Profile::V2Aosp,
         };
-        let mut steps: VecDeque<Step> = steps(&claims, segments).into();
+        let mut steps: VecDeque<Step> = steps(&claims, windows).into();
         let mut operations = Vec::new();
         let mut done = 0;
         let mut reproduced = Reproduced::default();
@@ -236,9 +236,13 @@ fn info(bytes: &[u8]) -> ImageInfo {
     }
 }
 
-/// `length` bytes of the new image.
-fn read(image: &dyn Image, offset: u64, length: u64) -> Result<Vec<u8>, MakeError> {
-    let what = "image";
+/// `length` bytes of an image; `what` it is stands in errors.
+fn read(
+    image: &dyn Image,
+    what: &'static str,
+    offset: u64,
+    length: u64,
+) -> Result<Vec<u8>, MakeError> {
     let failed = |source| MakeError::ReadSource {
         what,
         offset,
@@ -251,14 +255,5 @@ fn read(image: &dyn Image, offset: u64, length: u64) -> Result<Vec<u8>, MakeErro
 }
 
 fn read_all(image: &dyn Image, what: &'static str) -> Result<Vec<u8>, MakeError> {
-    let failed = |source| MakeError::ReadSource {
-        what,
-        offset: 0,
-        source,
-    };
-    let length =
-        usize::try_from(image.len()).map_err(|error| failed(std::io::Error::other(error)))?;
-    let mut bytes = vec![0; length];
-    image.read_at(0, &mut bytes).map_err(failed)?;
-    Ok(bytes)
+    read(image, what, 0, image.len())
 }

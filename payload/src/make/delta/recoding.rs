@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use rayon::prelude::*;
 
 use super::equal::Claim;
-use super::{MakeError, read};
+use super::{IMAGE, MakeError, read};
 use crate::Image;
 use crate::extent::size;
 use crate::filesystem::{self, CompressedBlock, Fault, Layout};
@@ -287,10 +287,7 @@ pub(super) fn length(length: u32) -> usize {
 /// Its plain bytes. The reader of the filesystem decoded it once already, so there
 /// is no block that does not decode, unless the image changes under our hands.
 pub(super) fn decode(image: &[u8], block: &CompressedBlock) -> Option<Vec<u8>> {
-    block
-        .codec
-        .decode(image.get(range(block))?, length(block.decoded_length))
-        .ok()
+    decode_stored(image.get(range(block))?, block)
 }
 
 /// The plain bytes of a block that was read.
@@ -303,7 +300,7 @@ pub(super) fn decode_stored(stored: &[u8], block: &CompressedBlock) -> Option<Ve
 
 /// A block of the new image as it is stored.
 pub(super) fn stored(image: &dyn Image, block: &CompressedBlock) -> Result<Vec<u8>, MakeError> {
-    read(image, block.offset, block.length.into())
+    read(image, IMAGE, block.offset, block.length.into())
 }
 
 /// At most `wanted` bytes that follow a block of the new image in its file.
@@ -313,33 +310,15 @@ pub(super) fn ahead(
     block: &CompressedBlock,
     wanted: usize,
 ) -> Result<Vec<u8>, MakeError> {
-    let mut ahead = Vec::new();
-    let mut next = block.next;
-    while let Some(offset) = next
-        && ahead.len() < wanted
-    {
-        next = match layout
-            .blocks
-            .binary_search_by_key(&offset, |block| block.offset)
-        {
-            Ok(index) => {
-                let block = &layout.blocks[index];
-                let plain = decode_stored(&stored(image, block)?, block);
-                let Some(plain) = plain.filter(|plain| !plain.is_empty()) else {
-                    break;
-                };
-                ahead.extend(plain);
-                block.next
-            }
-            Err(_) => {
-                let left = size(wanted - ahead.len()).min(image.len().saturating_sub(offset));
-                ahead.extend(read(image, offset, left)?);
-                None
-            }
-        };
-    }
-    ahead.truncate(wanted);
-    Ok(ahead)
+    layout.ahead(
+        block,
+        wanted,
+        |block| Ok(decode_stored(&stored(image, block)?, block)),
+        |offset, length| {
+            let left = image.len().saturating_sub(offset);
+            read(image, IMAGE, offset, size(length).min(left))
+        },
+    )
 }
 
 fn is_claimed(claims: &[Claim], range: &Range<usize>) -> bool {

@@ -10,7 +10,7 @@ use super::matching::{self, Copy};
 use super::recoding::{self, Recoding, Reproduced, decode_stored, length, range};
 use super::space::Space;
 use super::standard;
-use super::{BLOCK, Made, WINDOW, blocks, read};
+use super::{BLOCK, IMAGE, Made, WINDOW, blocks, read};
 use crate::Image;
 use crate::Limits;
 use crate::delta::{Delta, MOST_PARTS, MOST_SOURCE, Piece, SourceBlock};
@@ -70,7 +70,7 @@ impl Window {
 }
 
 /// All that is not claimed, cut into windows.
-pub(super) fn segments(length: usize, claims: &[super::Claim], recoding: &Recoding) -> Vec<Window> {
+pub(super) fn windows(length: usize, claims: &[super::Claim], recoding: &Recoding) -> Vec<Window> {
     let mut windows = Windows::default();
     let mut changed = recoding.changed().peekable();
     let ends = claims.iter().map(|claim| claim.target.clone());
@@ -159,6 +159,24 @@ struct Opened {
     reproduced: Reproduced,
 }
 
+/// A segment, read.
+struct Recoded {
+    stored: Vec<u8>,
+    /// Whether it is a compressed block.
+    block: bool,
+    /// None for plain bytes, and for a block that no encoder makes.
+    encoded: Option<Encoded>,
+}
+
+/// A block that an encoder makes again.
+struct Encoded {
+    plain: Vec<u8>,
+    /// By position among those of the plan.
+    encoder: usize,
+    /// What the encoder is shown.
+    ahead: Vec<u8>,
+}
+
 impl Maker<'_> {
     pub(super) fn make(&self, window: &Window) -> Result<Made, MakeError> {
         let opened = self.open(window)?;
@@ -210,55 +228,75 @@ impl Maker<'_> {
             result: Vec::new(),
             reproduced: Reproduced::default(),
         };
-        for (number, segment) in window.0.iter().enumerate() {
-            let stored = self.read(segment.range())?;
+        let mut segments = window.0.iter();
+        let mut next = segments.next().map(|segment| self.recode(segment));
+        while let Some(current) = next {
+            let Recoded {
+                stored,
+                block,
+                encoded,
+            } = current?;
             opened.result.extend_from_slice(&stored);
-            let Segment::Block(block) = segment else {
+            if block {
+                opened.reproduced.count(stored.len(), encoded.is_some());
+            }
+            next = segments.next().map(|segment| self.recode(segment));
+            let Some(encoded) = encoded else {
                 opened.push_plain(&stored);
                 continue;
             };
-            let decoded = decode_stored(&stored, block);
-            let ahead = self.ahead(block)?;
-            let encoder = decoded
-                .as_ref()
-                .and_then(|plain| self.recoding.encoder(block, &stored, plain, &ahead));
-            opened.reproduced.count(stored.len(), encoder.is_some());
-            let (Some(plain), Some((encoder, wanted))) = (decoded, encoder) else {
-                opened.push_plain(&stored);
-                continue;
-            };
+            let Encoded {
+                plain,
+                encoder,
+                ahead,
+            } = encoded;
             opened.pieces.push(Piece::Encoded {
                 length: plain.len(),
                 encoder: self.first_encoder + encoder,
-                ahead: wanted,
+                ahead: ahead.len(),
             });
             opened.plain.extend_from_slice(&plain);
             // What the encoder looks at comes next anyway when the next block is
             // decoded too; else it is made for its eyes only.
-            if wanted > 0 && !self.follows(window.0.get(number + 1), &ahead[..wanted])? {
-                opened.pieces.push(Piece::Hidden { length: wanted });
-                opened.plain.extend_from_slice(&ahead[..wanted]);
+            let follows = matches!(
+                &next,
+                Some(Ok(Recoded { encoded: Some(next), .. })) if next.plain.starts_with(&ahead)
+            );
+            if !ahead.is_empty() && !follows {
+                opened.pieces.push(Piece::Hidden {
+                    length: ahead.len(),
+                });
+                opened.plain.extend_from_slice(&ahead);
             }
         }
         Ok(opened)
     }
 
-    /// Whether the plain bytes of `next` begin with `ahead`. Only one segment is
-    /// looked at, and only one that will certainly be plain bytes or encoded.
-    fn follows(&self, next: Option<&Segment>, ahead: &[u8]) -> Result<bool, MakeError> {
-        let Some(Segment::Block(block)) = next else {
-            return Ok(false);
+    /// Reads a segment, and finds the encoder that makes it when it is a block.
+    fn recode(&self, segment: &Segment) -> Result<Recoded, MakeError> {
+        let stored = self.read(segment.range())?;
+        let Segment::Block(block) = segment else {
+            return Ok(Recoded {
+                stored,
+                block: false,
+                encoded: None,
+            });
         };
-        let stored = self.read(range(block))?;
-        let plain = decode_stored(&stored, block);
-        let Some(plain) = plain.filter(|plain| plain.starts_with(ahead)) else {
-            return Ok(false);
-        };
-        let shown = self.ahead(block)?;
-        Ok(self
-            .recoding
-            .encoder(block, &stored, &plain, &shown)
-            .is_some())
+        let mut ahead = self.ahead(block)?;
+        let encoded = decode_stored(&stored, block).and_then(|plain| {
+            let (encoder, wanted) = self.recoding.encoder(block, &stored, &plain, &ahead)?;
+            ahead.truncate(wanted);
+            Some(Encoded {
+                plain,
+                encoder,
+                ahead,
+            })
+        });
+        Ok(Recoded {
+            stored,
+            block: true,
+            encoded,
+        })
     }
 
     /// What the encoder of `block` may look at.
@@ -268,7 +306,7 @@ impl Maker<'_> {
     }
 
     fn read(&self, range: Range<usize>) -> Result<Vec<u8>, MakeError> {
-        read(self.new, size(range.start), size(range.len()))
+        read(self.new, IMAGE, size(range.start), size(range.len()))
     }
 
     fn operation(
@@ -445,19 +483,19 @@ impl Sources {
     /// The bytes of the extents.
     fn bytes(&self, space: &Space) -> Vec<u8> {
         let extents = self.extents.iter();
-        extents
-            .flat_map(|extent| &space.bytes()[extent.clone()])
-            .copied()
-            .collect()
+        let extents: Vec<_> = extents
+            .map(|extent| &space.bytes()[extent.clone()])
+            .collect();
+        extents.concat()
     }
 
     /// The bytes of the decoded blocks.
     fn decoded(&self, space: &Space) -> Vec<u8> {
         let blocks = self.blocks.iter();
-        blocks
-            .flat_map(|(_, plain, _)| &space.bytes()[plain.clone()])
-            .copied()
-            .collect()
+        let blocks: Vec<_> = blocks
+            .map(|(_, plain, _)| &space.bytes()[plain.clone()])
+            .collect();
+        blocks.concat()
     }
 
     fn source_blocks(&self, space: &Space) -> Vec<SourceBlock> {
