@@ -197,6 +197,7 @@ impl Artifact {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Lower case hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -7,7 +7,7 @@ use omaha_protocol::{RequestApp, UpdateCheckRequest, Version, same_app_id};
 
 use payload::Format;
 
-use crate::catalogue::{Artifact, Catalogue};
+use crate::catalogue::{Artifact, Catalogue, hex};
 use crate::quoted::Quoted;
 
 /// What the operator wants of every answer.
@@ -187,15 +187,10 @@ fn is_installable_over(artifact: &Artifact, current: &Version, app: &RequestApp)
     }
     let runs_its_source = match (&app.usr_sha256, &artifact.source_sha256) {
         // The version says less: two builds may have the same.
-        (Some(running), Some(source)) => is_hex_of(running, source),
+        (Some(running), Some(source)) => running.eq_ignore_ascii_case(&hex(source)),
         _ => by_label.unwrap_or(false),
     };
     app.delta_okay && runs_its_source && has_encoders(app, &artifact.encoders)
-}
-
-fn is_hex_of(text: &str, hash: &[u8; 32]) -> bool {
-    let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
-    text.eq_ignore_ascii_case(&hex)
 }
 
 fn has_encoders(app: &RequestApp, needed: &[String]) -> bool {

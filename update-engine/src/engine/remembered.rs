@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::World;
 use crate::deltas::DeltaHistory;
 use crate::error::UpdateError;
-use crate::install::Proof;
+use crate::install::{Proof, hex};
 use crate::platform::Slot;
 use crate::policy::ReleaseFacts;
 use crate::prefs::{DELTA_UPDATE_FAILURES, Key};
@@ -144,14 +144,6 @@ fn image_of(images: &str, slot: &str, version: &str) -> Option<String> {
         let mut words = line.splitn(3, ' ');
         let (of, sha256, installed) = (words.next()?, words.next()?, words.next()?);
         (of == slot && installed == version && !version.is_empty()).then(|| sha256.to_owned())
-    })
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
     })
 }
 

@@ -746,7 +746,8 @@ fn file_error(operation: &'static str, path: &Path, error: std::io::Error) -> Up
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Lower case hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     bytes.iter().fold(String::new(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");

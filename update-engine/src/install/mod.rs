@@ -24,6 +24,7 @@ use payload::recompress::Encoders;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use application::hex;
 pub use proof::Proof;
 pub use slot_opener::{SlotDevices, SlotOpener};
 
