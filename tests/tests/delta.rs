@@ -155,6 +155,13 @@ fn a_changed_running_slot_gets_the_full_payload_in_the_same_attempt() {
     assert!(delta < failure && failure < full, "{heard:#?}");
 }
 
+/// Puts a delta from 1.0.0 into the server's folder: first what it is, then the payload.
+fn publish_delta(folder: &Path, delta: &[u8]) {
+    let label = "{\"from_version\": \"1.0.0\"}";
+    fs::write(folder.join("delta-2.0.0.payload.json"), label).unwrap();
+    fs::write(folder.join("delta-2.0.0.payload"), delta).unwrap();
+}
+
 /// Each operation of this delta takes more than twenty MiB.
 #[test]
 fn a_delta_is_installed_within_64_mib_of_memory() {
@@ -168,12 +175,7 @@ fn a_delta_is_installed_within_64_mib_of_memory() {
     }
     let workshop = Workshop::new(&machine.old_image, &file, KEY).unwrap();
     let delta = workshop.delta().unwrap();
-    fs::write(
-        folder.path().join("delta-2.0.0.payload.json"),
-        "{\"from_version\": \"1.0.0\"}",
-    )
-    .unwrap();
-    fs::write(folder.path().join("delta-2.0.0.payload"), &delta).unwrap();
+    publish_delta(folder.path(), &delta);
     wait_for_offers(&server, 1);
 
     let daemon = machine.start_daemon().unwrap();
@@ -216,12 +218,7 @@ fn a_delta_of_compressed_images_is_installed_within_64_mib_of_memory() {
     machine.disk.write_slot(Slot::A, &old).unwrap();
     let workshop = Workshop::of_images(&old, new, KEY).unwrap();
     let delta = workshop.delta().unwrap();
-    fs::write(
-        folder.path().join("delta-2.0.0.payload.json"),
-        "{\"from_version\": \"1.0.0\"}",
-    )
-    .unwrap();
-    fs::write(folder.path().join("delta-2.0.0.payload"), &delta).unwrap();
+    publish_delta(folder.path(), &delta);
     wait_for_offers(&server, 1);
 
     let daemon = machine.start_daemon().unwrap();
