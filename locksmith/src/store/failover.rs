@@ -159,7 +159,12 @@ impl Endpoints {
             said = reason;
             self.leave(endpoint);
         }
-        Err(StoreError::Unavailable { what, reason: said })
+        // A connection that the server ends while the alert is on its way is
+        // only understood the second time.
+        Err(match refusal {
+            Some(reason) => StoreError::Refused { what, reason },
+            None => StoreError::Unavailable { what, reason: said },
+        })
     }
 }
 
@@ -225,6 +230,11 @@ mod tests {
                 Safe,
                 &[Open, NotCarriedOut, NobodyListens, Open],
                 "try: http://b: text",
+            ),
+            (
+                Safe,
+                &[Open, NotCarriedOut, NoHandshake("do it"), Open],
+                "try: http://a: text (do it)",
             ),
             (
                 Never,
