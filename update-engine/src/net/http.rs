@@ -31,42 +31,69 @@ pub struct HttpOptions {
 pub struct HttpTransport {
     client: reqwest::Client,
     credentials: Option<(String, String)>,
+    /// Why no certificate can be checked.
+    unverifiable: Option<String>,
 }
 
 impl HttpTransport {
     /// Makes a client. Redirects are followed ten times at most and never from
     /// https to http.
     ///
+    /// A machine without CA certificates still reaches servers over http; over
+    /// https it trusts nobody.
+    ///
     /// # Errors
     /// A bad certificate file or proxy URL.
     pub fn new(options: HttpOptions) -> Result<Self, TransportError> {
-        let mut builder = reqwest::Client::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .redirect(redirect::Policy::custom(follow));
+        let mut builder = options.builder()?;
         if let Some(pem) = &options.ca_pem {
             let certificates = reqwest::Certificate::from_pem_bundle(pem)
                 .map_err(|error| describe("read the CA file", error))?;
             builder = builder.tls_certs_only(certificates);
         }
-        if let Some(proxy) = &options.proxy {
-            let proxy =
-                reqwest::Proxy::all(proxy).map_err(|error| describe("use the proxy", error))?;
-            let direct = options
-                .no_proxy
-                .as_deref()
-                .and_then(reqwest::NoProxy::from_string);
-            builder = builder.proxy(proxy.no_proxy(direct));
-        }
-        let client = builder.build().map_err(|error| {
-            describe(
-                "make an HTTP client (are the system's CA certificates installed?)",
-                error,
-            )
-        })?;
+        let (client, unverifiable) = match builder.build() {
+            Ok(client) => (client, None),
+            Err(error) if options.ca_pem.is_none() => {
+                let trusts_nobody = options.builder()?.tls_certs_only([]);
+                let client = trusts_nobody
+                    .build()
+                    .map_err(|error| describe("make an HTTP client", error))?;
+                (client, Some(with_causes(&error)))
+            }
+            Err(error) => return Err(describe("make an HTTP client", error)),
+        };
         Ok(Self {
             client,
             credentials: options.credentials,
+            unverifiable,
         })
+    }
+
+    /// Refuses what could only fail, with the reason.
+    fn admit(&self, url: &str) -> Result<(), TransportError> {
+        match &self.unverifiable {
+            Some(why) if url.starts_with("https://") => Err(TransportError::Http(format!(
+                "no certificate can be checked, install the system's CA certificates: {why}"
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl HttpOptions {
+    fn builder(&self) -> Result<reqwest::ClientBuilder, TransportError> {
+        let builder = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .redirect(redirect::Policy::custom(follow));
+        let Some(proxy) = &self.proxy else {
+            return Ok(builder);
+        };
+        let proxy = reqwest::Proxy::all(proxy).map_err(|error| describe("use the proxy", error))?;
+        let direct = self
+            .no_proxy
+            .as_deref()
+            .and_then(reqwest::NoProxy::from_string);
+        Ok(builder.proxy(proxy.no_proxy(direct)))
     }
 }
 
@@ -91,6 +118,7 @@ impl Transport for HttpTransport {
         limit: u64,
     ) -> BoxFuture<'a, Result<Reply, TransportError>> {
         Box::pin(async move {
+            self.admit(url)?;
             let exchange = async {
                 let response = self
                     .client
@@ -120,6 +148,7 @@ impl Transport for HttpTransport {
         request: RangeRequest<'a>,
     ) -> BoxFuture<'a, Result<RangeReply, TransportError>> {
         Box::pin(async move {
+            self.admit(request.url)?;
             let mut get = self.client.get(request.url);
             if request.from > 0 {
                 get = get.header(header::RANGE, format!("bytes={}-", request.from));
@@ -185,15 +214,19 @@ async fn bounded_body(
     Ok(body.into())
 }
 
-/// reqwest says only "error sending request" and hides why in its sources.
 fn describe(operation: &str, error: reqwest::Error) -> TransportError {
     let error = error.without_url();
-    let mut text = format!("cannot {operation}: {error}");
-    let mut cause = std::error::Error::source(&error);
+    TransportError::Http(format!("cannot {operation}: {}", with_causes(&error)))
+}
+
+/// reqwest says only "error sending request" and hides why in its sources.
+fn with_causes(error: &reqwest::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
     while let Some(inner) = cause {
         text.push_str(": ");
         text.push_str(&inner.to_string());
         cause = inner.source();
     }
-    TransportError::Http(text)
+    text
 }
