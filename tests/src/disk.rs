@@ -75,11 +75,22 @@ impl fmt::Display for Attributes {
     }
 }
 
+/// Sizes of the partitions in bytes, each a number of whole MiB.
+#[derive(Debug, Clone, Copy)]
+pub struct Layout {
+    /// EFI partition, number 1.
+    pub efi: u64,
+    /// Each of the two slots.
+    pub slot: u64,
+    /// Root file system, number 9, behind the slots; 0 for none.
+    pub root: u64,
+}
+
 /// A disk image.
 #[derive(Debug)]
 pub struct Disk {
     path: PathBuf,
-    slot_size: u64,
+    layout: Layout,
 }
 
 impl Disk {
@@ -91,12 +102,28 @@ impl Disk {
     ///
     /// `sgdisk` fails; `slot_size` is no whole number of MiB.
     pub fn create(path: &Path, slot_size: u64) -> Result<Self> {
-        ensure!(slot_size.is_multiple_of(ALIGNMENT), "slots are whole MiB");
+        let layout = Layout {
+            efi: ALIGNMENT,
+            slot: slot_size,
+            root: 0,
+        };
+        Self::create_with(path, layout)
+    }
+
+    /// As [`Disk::create`], with these sizes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Disk::create`].
+    pub fn create_with(path: &Path, layout: Layout) -> Result<Self> {
+        for size in [layout.efi, layout.slot, layout.root] {
+            ensure!(size.is_multiple_of(ALIGNMENT), "partitions are whole MiB");
+        }
         let disk = Self {
             path: path.to_owned(),
-            slot_size,
+            layout,
         };
-        File::create(path)?.set_len(disk.slot_start(Slot::B) + slot_size + ALIGNMENT)?;
+        File::create(path)?.set_len(disk.root_start() + layout.root + ALIGNMENT)?;
         let new = |number: u64, start: u64, size: u64| {
             format!(
                 "--new={number}:{}:{}",
@@ -106,15 +133,20 @@ impl Disk {
         };
         let mut sgdisk = system_tool("sgdisk");
         sgdisk
-            .arg(new(1, ALIGNMENT, ALIGNMENT))
+            .arg(new(1, Self::EFI_START, layout.efi))
             .args(["--typecode=1:ef00", "--change-name=1:EFI-SYSTEM"]);
         for (slot, name) in [(Slot::A, "USR-A"), (Slot::B, "USR-B")] {
             let number = slot.number();
             sgdisk
-                .arg(new(number, disk.slot_start(slot), slot_size))
+                .arg(new(number, disk.slot_start(slot), layout.slot))
                 .arg(format!("--typecode={number}:{USR_TYPE}"))
                 .arg(format!("--partition-guid={number}:{}", slot.guid()))
                 .arg(format!("--change-name={number}:{name}"));
+        }
+        if layout.root > 0 {
+            sgdisk
+                .arg(new(9, disk.root_start(), layout.root))
+                .arg("--change-name=9:ROOT");
         }
         // Priority in the bits 48 to 51, successful in bit 56.
         sgdisk
@@ -138,7 +170,7 @@ impl Disk {
     /// It does not fit, or the file cannot be written.
     pub fn write_slot(&self, slot: Slot, content: &[u8]) -> Result<()> {
         ensure!(
-            u64::try_from(content.len())? <= self.slot_size,
+            u64::try_from(content.len())? <= self.layout.slot,
             "{} bytes do not fit into a slot",
             content.len()
         );
@@ -226,12 +258,23 @@ impl Disk {
             .with_context(|| format!("{guid} is no slot of this disk"))
     }
 
-    fn slot_start(&self, slot: Slot) -> u64 {
+    /// Where the EFI partition begins, in bytes.
+    pub const EFI_START: u64 = ALIGNMENT;
+
+    /// Where a slot begins, in bytes.
+    #[must_use]
+    pub fn slot_start(&self, slot: Slot) -> u64 {
         let slots_before = match slot {
             Slot::A => 0,
-            Slot::B => self.slot_size,
+            Slot::B => self.layout.slot,
         };
-        2 * ALIGNMENT + slots_before
+        Self::EFI_START + self.layout.efi + slots_before
+    }
+
+    /// Where the root file system begins, in bytes.
+    #[must_use]
+    pub fn root_start(&self) -> u64 {
+        self.slot_start(Slot::B) + self.layout.slot
     }
 }
 

@@ -264,7 +264,9 @@ pub fn public_key(name: &str) -> PathBuf {
     fixtures().join(format!("keys/{name}.pub.pem"))
 }
 
-fn private_key(name: &str) -> PathBuf {
+/// Private half of a fixture key.
+#[must_use]
+pub fn private_key(name: &str) -> PathBuf {
     fixtures().join(format!("keys/{name}_DO_NOT_USE.pem"))
 }
 
