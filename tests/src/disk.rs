@@ -157,6 +157,15 @@ impl Disk {
         Ok(disk)
     }
 
+    /// The disk that is at `path` already.
+    #[must_use]
+    pub fn at(path: &Path, layout: Layout) -> Self {
+        Self {
+            path: path.to_owned(),
+            layout,
+        }
+    }
+
     /// The image file.
     #[must_use]
     pub fn path(&self) -> &Path {

@@ -14,7 +14,8 @@ use system_tests::programs::system_tool;
 
 const LIMIT: Duration = Duration::from_secs(60);
 const MIB: u64 = 1 << 20;
-const SIZES: Layout = Layout {
+/// Of the partitions.
+pub const SIZES: Layout = Layout {
     efi: 96 * MIB,
     slot: 64 * MIB,
     root: 64 * MIB,

@@ -40,6 +40,7 @@ pub struct Machine {
     console: Console,
     qemu: Option<Qemu>,
     log: Option<PathBuf>,
+    resets: usize,
     folder: TempDir,
 }
 
@@ -54,6 +55,26 @@ impl Machine {
         let folder = TempDir::new()?;
         let path = folder.path().join("disk.img");
         let disk = layout::create(&path, folder.path(), content)?;
+        Self::with(name, chain, disk, folder)
+    }
+
+    /// A machine with the disk that `fill` writes to the path that it is given.
+    ///
+    /// # Errors
+    ///
+    /// `fill` fails.
+    pub fn of_disk(
+        name: &str,
+        chain: Chain,
+        fill: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<Self> {
+        let folder = TempDir::new()?;
+        let path = folder.path().join("disk.img");
+        fill(&path)?;
+        Self::with(name, chain, Disk::at(&path, layout::SIZES), folder)
+    }
+
+    fn with(name: &str, chain: Chain, disk: Disk, folder: TempDir) -> Result<Self> {
         Ok(Self {
             disk,
             name: name.to_owned(),
@@ -61,13 +82,14 @@ impl Machine {
             console: Console::create(&folder.path().join("console"))?,
             qemu: None,
             log: None,
+            resets: 0,
             folder,
         })
     }
 
     /// From the next start on, every write to the disk is logged into the file `log`.
-    pub fn log_writes(&mut self, log: Option<&Path>) {
-        self.log = log.map(Path::to_owned);
+    pub fn log_writes(&mut self, log: &Path) {
+        self.log = Some(log.to_owned());
     }
 
     /// Switches it on.
@@ -130,6 +152,7 @@ impl Machine {
             };
             if !qemu.is_running()? {
                 // Its end is its reset.
+                self.resets += 1;
                 self.start()?;
             }
             Ok(None)
@@ -260,6 +283,13 @@ impl Machine {
     pub fn boots(&self, slot: Slot) -> Result<usize> {
         let words = format!("lab: initrd starts usr={}", slot.guid());
         Ok(self.console.text()?.matches(&words).count())
+    }
+
+    /// How often it has been through its firmware since it was switched on, where that
+    /// is this process ([`Chain::Host`]).
+    #[must_use]
+    pub fn resets(&self) -> usize {
+        self.resets
     }
 
     /// All of the console.

@@ -24,7 +24,7 @@ const NOTICE_LIMIT: Duration = Duration::from_secs(60);
 /// A check for updates with what it reports.
 const REPORT_LIMIT: Duration = Duration::from_secs(60);
 /// The host, as QEMU's user network shows it to the machines.
-const HOST: &str = "10.0.2.2";
+pub const HOST: &str = "10.0.2.2";
 
 /// The version that machines begin with.
 pub const FIRST: &str = "1.0.0";
