@@ -25,11 +25,11 @@
 use std::ffi::{CString, NulError};
 use std::fmt;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use gptprio::boot::{Kernel, KernelFiles, RootHash, words};
 use gptprio::machine::Root;
 use gptprio::{
     Access, Attributes, Change, GptError, Guid, Letter, Partition, Selection, USR_TYPE, select,
@@ -41,8 +41,8 @@ use super::slots::{SlotsError, SystemSlots, read_table};
 const MAX_COMMAND_LINE: u64 = 16 << 10;
 /// A setting of the kernel is one short line.
 const MAX_SETTING: u64 = 4096;
-/// Digits of a SHA-256.
-const HASH_DIGITS: usize = 64;
+/// More than the digits of a hash and the end of a line.
+const MAX_HASH_FILE: usize = 128;
 
 /// What the boot loader adds to the first boot of a machine alone. It would
 /// happen again.
@@ -77,6 +77,14 @@ pub enum KexecError {
         path: String,
         /// Why.
         source: io::Error,
+    },
+    /// It is unclear what the system in the slot should be.
+    #[error("cannot tell the root hash of the system of {}: {reason}", kernel.display())]
+    SystemHash {
+        /// The image.
+        kernel: PathBuf,
+        /// In words.
+        reason: String,
     },
     /// The command line cannot be made over.
     #[error("cannot make the next command line: {0}")]
@@ -214,10 +222,11 @@ impl KexecPlan {
             return Err(KexecError::NoChoice { reason });
         }
         let letter = system.letter(next)?;
-        let kernel = kernel_of(root, letter)?;
-        let initrd = kernel.with_file_name(format!("initrd-{}", letter.lower()));
+        let files = files_of(root, letter);
+        let kernel = in_boot(root, &files.kernel)?;
+        let initrd = in_boot(root, &files.initrd)?;
         let current = read_text(root, "/proc/cmdline", MAX_COMMAND_LINE)?;
-        let hash = system_hash(&kernel)?;
+        let hash = system_hash(&kernel, &in_boot(root, &files.hash)?)?;
         let command_line = CommandLine {
             running: system.running(),
             running_letter: system.letter(system.running())?,
@@ -384,7 +393,7 @@ struct CommandLine<'a> {
     running_letter: Letter,
     next: &'a Partition,
     next_letter: Letter,
-    /// Root hash of the next system, from its kernel.
+    /// Root hash of the next system, from its kernel or the file beside it.
     hash: Option<&'a str>,
     append: &'a str,
 }
@@ -467,49 +476,47 @@ impl CommandLine<'_> {
     }
 }
 
-/// The words of a command line. White space between double quotes is part of a
-/// word, as for the kernel.
-fn words(line: &str) -> impl Iterator<Item = &str> {
-    let mut quoted = false;
-    line.split(move |letter: char| {
-        quoted ^= letter == '"';
-        !quoted && letter.is_ascii_whitespace()
-    })
-    .filter(|word| !word.is_empty())
-}
-
-/// The root hash of the system that a kernel belongs to, when the image build
-/// has put one into a gap of the kernel's header, where the boot loader reads
-/// it: 64 digits at a place for each architecture.
-fn system_hash(kernel: &PathBuf) -> Result<Option<String>, KexecError> {
-    let place = match std::env::consts::ARCH {
-        "x86_64" => 0x40,
-        "aarch64" => 0x200,
-        _ => return Ok(None),
+/// The root hash of the system that a kernel belongs to, as a boot selector finds it.
+fn system_hash(kernel: &Path, hash_file: &Path) -> Result<Option<String>, KexecError> {
+    let unreadable = |path: &Path| {
+        let path = path.display().to_string();
+        move |source| KexecError::Read { path, source }
     };
-    let mut digits = [0; HASH_DIGITS];
-    let read = File::open(kernel).and_then(|file| file.read_exact_at(&mut digits, place));
-    match read {
-        Ok(()) if digits.iter().all(u8::is_ascii_hexdigit) => {
-            Ok(Some(digits.map(char::from).iter().collect()))
-        }
-        Ok(()) => Ok(None),
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
-        Err(source) => Err(KexecError::Read {
-            path: kernel.display().to_string(),
-            source,
-        }),
-    }
+    let head = read_start(kernel, RootHash::HEAD).map_err(unreadable(kernel))?;
+    let written = match read_start(hash_file, MAX_HASH_FILE) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        other => Some(other.map_err(unreadable(hash_file))?),
+    };
+    RootHash::of_slot(&head, written.as_deref())
+        .map(|hash| hash.map(|hash| hash.to_string()))
+        .map_err(|reason| KexecError::SystemHash {
+            kernel: kernel.to_owned(),
+            reason,
+        })
 }
 
-/// Kernels are in `/boot/coreos` when there is one already, as for the updater: a
-/// machine that became Flatcar by update still boots from there.
+/// The first bytes of a file, at most `limit`.
+fn read_start(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
+    let limit = u64::try_from(limit).map_err(io::Error::other)?;
+    let mut start = Vec::new();
+    File::open(path)?.take(limit).read_to_end(&mut start)?;
+    Ok(start)
+}
+
+/// The files of a slot on the boot partition.
+fn files_of(root: &Root, letter: Letter) -> KernelFiles {
+    // A path that cannot be resolved is reported when it is used.
+    let family = Kernel::family(|file| in_boot(root, file).is_ok_and(|path| path.exists()));
+    KernelFiles::new(family, letter)
+}
+
+/// The kernel of a slot, as a path to open. It need not exist.
 pub(super) fn kernel_of(root: &Root, letter: Letter) -> Result<PathBuf, KexecError> {
-    let kernel = |family: &str, letter: Letter| {
-        find(root, &format!("/boot/{family}/vmlinuz-{}", letter.lower()))
-    };
-    let is_old = kernel("coreos", Letter::A)?.exists() || kernel("coreos", Letter::B)?.exists();
-    kernel(if is_old { "coreos" } else { "flatcar" }, letter)
+    in_boot(root, &files_of(root, letter).kernel)
+}
+
+fn in_boot(root: &Root, file: &str) -> Result<PathBuf, KexecError> {
+    find(root, &format!("/boot/{file}"))
 }
 
 /// The lockdown mode of the kernel, when there is one: the word in brackets of

@@ -166,7 +166,7 @@ fn the_plan_is_what_the_boot_loader_would_do() {
 }
 
 #[test]
-fn the_system_hash_comes_from_the_next_kernel() {
+fn the_system_hash_comes_with_the_next_kernel() {
     let machine = Machine::updated();
     let (old, new) = ("0".repeat(64), "ab".repeat(32));
     let line = format!(
@@ -180,6 +180,9 @@ fn the_system_hash_comes_from_the_next_kernel() {
         "cannot make the next command line: the next kernel has no hash of its system, the \
          running one has"
     );
+    machine.write("/boot/flatcar/usrhash-b", format!("{new}\n"));
+    let expected = format!("verity.usr=PARTUUID={B} verity.usrhash={new}");
+    assert_eq!(plan(&machine).unwrap().command_line, expected);
     if !matches!(std::env::consts::ARCH, "x86_64" | "aarch64") {
         return;
     }
@@ -188,10 +191,13 @@ fn the_system_hash_comes_from_the_next_kernel() {
         kernel[place..place + 64].copy_from_slice(new.as_bytes());
     }
     machine.write("/boot/flatcar/vmlinuz-b", kernel);
-    assert_eq!(
-        plan(&machine).unwrap().command_line,
-        format!("verity.usr=PARTUUID={B} verity.usrhash={new}")
-    );
+    assert_eq!(plan(&machine).unwrap().command_line, expected);
+    machine.remove("/boot/flatcar/usrhash-b");
+    assert_eq!(plan(&machine).unwrap().command_line, expected);
+
+    machine.write("/boot/flatcar/usrhash-b", &old);
+    let refused = plan(&machine).unwrap_err().to_string();
+    assert!(refused.contains("install the system again"), "{refused}");
 }
 
 #[test]

@@ -20,6 +20,8 @@
 //! use it. The feature `std` adds `FileDevice` for files and block devices and `machine`
 //! for the partition that runs, the feature `testing` a fake disk that plays power cuts.
 //!
+//! [`boot`] is what a boot selector does with all this, for whatever it runs on.
+//!
 //! The crate knows nothing of payloads, of Omaha, or of what a slot holds.
 
 #![no_std]
@@ -29,6 +31,7 @@ extern crate alloc;
 extern crate std;
 
 mod attributes;
+pub mod boot;
 mod device;
 mod gpt;
 mod guid;
