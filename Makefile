@@ -4,10 +4,10 @@ CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-fleet test fleet-chaos simulate exhaustive bench-payload fuzz lint setup
+.PHONY: help demo demo-fleet test fleet-chaos simulate exhaustive bench-payload fuzz stage0 uefi lint setup
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: setup ## Update a disk image end to end, then roll it back (no root)
 	$(CARGO) build --release --bins -p payload -p gptprio -p omaha-server -p update-engine
@@ -37,6 +37,25 @@ bench-payload: setup ## Deltas and full payloads against other tools; IMAGES, PA
 
 fuzz: setup ## Mutated inputs for a parser, or all; TARGET, RUNS (default 1000000)
 	$(CARGO) run --release -p payload --features fuzzing --example fuzz -- "$(or $(TARGET),all)" $(or $(RUNS),1000000)
+
+HOST := $(shell rustc -vV | sed -n 's/^host: //p')
+
+stage0: setup ## Boot selector as an initramfs; MODULES="A.ko B.ko", SETTINGS=gptprio.conf
+	mkdir -p $(TARGET_DIR)/stage0
+	$(CARGO) build --release -p gptprio --bin gptprio
+	RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --profile dist --target $(HOST) \
+		-p gptprio --no-default-features --features init --bin gptprio-init
+	cp $(TARGET_DIR)/$(HOST)/dist/gptprio-init $(TARGET_DIR)/stage0/
+	$(TARGET_DIR)/release/gptprio initramfs --init $(TARGET_DIR)/stage0/gptprio-init \
+		$(addprefix --module ,$(MODULES)) $(addprefix --settings ,$(SETTINGS)) \
+		$(TARGET_DIR)/stage0/initramfs.cpio
+
+uefi: setup ## Boot selector as a program of UEFI firmware, target/uefi/BOOTX64.EFI
+	@rustc --print target-libdir --target x86_64-unknown-uefi | xargs test -d || { \
+		echo "The target is missing; install it: rustup target add x86_64-unknown-uefi" >&2; exit 1; }
+	mkdir -p $(TARGET_DIR)/uefi
+	$(CARGO) build --profile dist --target x86_64-unknown-uefi -p gptprio-uefi
+	cp $(TARGET_DIR)/x86_64-unknown-uefi/dist/gptprio-uefi.efi $(TARGET_DIR)/uefi/BOOTX64.EFI
 
 lint: setup ## Formatting, clippy and documentation, warnings are errors
 	$(CARGO) fmt --all --check

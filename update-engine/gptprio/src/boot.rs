@@ -79,7 +79,7 @@ pub fn boot<M: Machine>(
     slot_type: Guid,
     command_line: &CommandLine,
 ) -> Result<M::Started, Rescue> {
-    repair(machine, disk)?;
+    repair(&mut |line| machine.print(line), disk)?;
     let mut boot = Boot {
         machine,
         disk,
@@ -105,29 +105,33 @@ pub fn boot<M: Machine>(
     }
 }
 
-/// Makes both copies of the table valid and equal. A disk that cannot be written still
-/// boots from the copy that is valid.
-fn repair(machine: &mut impl Machine, disk: &dyn BlockDevice) -> Result<(), Rescue> {
+/// Makes both copies of the table valid and equal, as [`boot`] does first; for those who
+/// need it earlier. Whether something was written.
+///
+/// A disk that cannot be written still boots from the copy that is valid, so that is only
+/// printed.
+pub fn repair(print: &mut dyn FnMut(&str), disk: &dyn BlockDevice) -> Result<bool, Rescue> {
     let mut gpt = Gpt::read(disk).map_err(|error| Rescue::no_table(&error))?;
     let health = gpt.health();
     if health.is_good() {
-        return Ok(());
+        return Ok(false);
     }
     for (copy, health) in [
         (TableCopy::Primary, health.primary),
         (TableCopy::Backup, health.backup),
     ] {
         if !matches!(health, CopyHealth::Valid) {
-            machine.print(&format!(
+            print(&format!(
                 "the {copy} copy of the partition table is {health}"
             ));
         }
     }
-    match gpt.write(disk) {
-        Ok(()) => machine.print("repaired from the other copy"),
-        Err(error) => machine.print(&format!("not repaired: {}", in_words(&error))),
+    let written = gpt.write(disk);
+    match &written {
+        Ok(()) => print("repaired from the other copy"),
+        Err(error) => print(&format!("not repaired: {}", in_words(error))),
     }
-    Ok(())
+    Ok(written.is_ok())
 }
 
 /// One boot with what was learned in it.

@@ -4,6 +4,7 @@
 
 mod arguments;
 mod disk;
+mod initramfs;
 mod show;
 
 use std::io::Write;
@@ -31,8 +32,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             mark_unbootable(slots, number).map(|change| vec![change])
         }),
         Action::Repair(options) => repair(options),
+        Action::Initramfs(options) => initramfs::pack(options),
     };
-    done.with_context(|| arguments.action.disk().display().to_string())
+    done.with_context(|| arguments.action.path().display().to_string())
 }
 
 /// What to do about an error, where that is known.

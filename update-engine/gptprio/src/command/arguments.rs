@@ -47,11 +47,16 @@ pub(crate) enum Action {
     MarkUnbootable(Slot),
     /// Rebuild a broken or differing copy of the table from the good one
     Repair(RepairOptions),
+    /// Pack the boot selector gptprio-init into an initramfs
+    ///
+    /// A kernel that is started with it chooses a slot by these rules and goes on with
+    /// the slot's own kernel.
+    Initramfs(InitramfsOptions),
 }
 
 impl Action {
-    /// The path that was typed.
-    pub(crate) fn disk(&self) -> &Path {
+    /// The path that it is about.
+    pub(crate) fn path(&self) -> &Path {
         match self {
             Action::Show(options) => &options.disk,
             Action::Next(options) => &options.disk,
@@ -59,6 +64,7 @@ impl Action {
             Action::Prioritize(options) => &options.slot.target.disk,
             Action::MarkSuccessful(slot) | Action::MarkUnbootable(slot) => &slot.target.disk,
             Action::Repair(options) => &options.disk,
+            Action::Initramfs(options) => &options.output,
         }
     }
 }
@@ -126,6 +132,21 @@ pub(crate) struct PrioritizeOptions {
 pub(crate) struct RepairOptions {
     /// Block device or image file
     pub(crate) disk: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InitramfsOptions {
+    /// File to write
+    pub(crate) output: PathBuf,
+    /// The program gptprio-init, linked statically
+    #[arg(long, value_name = "FILE")]
+    pub(crate) init: PathBuf,
+    /// Module of the kernel to load, NAME.ko; repeat in the order in which they are needed
+    #[arg(long = "module", value_name = "FILE")]
+    pub(crate) modules: Vec<PathBuf>,
+    /// Settings, instead of gptprio/gptprio.conf on the boot partition
+    #[arg(long, value_name = "FILE")]
+    pub(crate) settings: Option<PathBuf>,
 }
 
 /// A slot to change.

@@ -72,6 +72,20 @@ impl Device {
         }
     }
 
+    /// All devices that are no partitions, in the order of their names.
+    pub fn disks(root: &Root) -> io::Result<Vec<Self>> {
+        let mut disks = Vec::new();
+        for name in names(&root.path("/sys/class/block")?)? {
+            // A device may go away between two looks.
+            if let Some(device) = Self::by_name(root, &name)?
+                && device.attribute("partition")?.is_none()
+            {
+                disks.push(device);
+            }
+        }
+        Ok(disks)
+    }
+
     /// The kernel's name, such as `nvme0n1p3`.
     pub fn name(&self) -> String {
         self.dir

@@ -1,0 +1,152 @@
+//! The disk that holds the slots, and its partitions as devices.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use gptprio::boot::{Rescue, Settings, repair};
+use gptprio::machine::{Device, Root};
+use gptprio::{Access, FileDevice, Gpt, Guid, Partition};
+use reread_partitions::reread;
+
+use crate::console;
+
+/// Between two looks for a disk.
+const PAUSE: Duration = Duration::from_millis(100);
+
+const EFI_SYSTEM: Guid = Guid::from_fields(
+    0xc12a_7328,
+    0xf81f,
+    0x11d2,
+    [0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b],
+);
+const EFI_SYSTEM_LABEL: &str = "EFI-SYSTEM";
+
+/// A disk with slots.
+#[derive(Debug)]
+pub(crate) struct Disk {
+    device: Device,
+    gpt: Gpt,
+}
+
+impl Disk {
+    /// Waits for the first disk, by name, that has slots, or for the one in the settings.
+    pub(crate) fn wait_for(settings: &Settings) -> Result<Self, Rescue> {
+        let end = Instant::now() + settings.wait;
+        loop {
+            let (mut disks, found) = look(settings);
+            if disks.len() > 1 {
+                let nodes: Vec<_> = disks.iter().map(Self::node).collect();
+                console::print(&format!(
+                    "{} hold slots, the first is used; disk in gptprio.conf chooses another",
+                    nodes.join(", ")
+                ));
+            }
+            if !disks.is_empty() {
+                return Ok(disks.swap_remove(0));
+            }
+            if Instant::now() >= end {
+                let what = settings.disk.as_deref().unwrap_or("no disk");
+                let seconds = settings.wait.as_secs();
+                let reason = format!("{what} with slots was found in {seconds} seconds");
+                return Err(Rescue::no_disk(reason, found));
+            }
+            thread::sleep(PAUSE);
+        }
+    }
+
+    /// Such as `/dev/sda`.
+    pub(crate) fn node(&self) -> String {
+        self.device.node()
+    }
+
+    /// Opens it for writing, or at least for reading: a slot that was successful starts
+    /// from a disk that cannot be written.
+    pub(crate) fn open(&self) -> Result<FileDevice, Rescue> {
+        let node = self.node();
+        FileDevice::open(&node, Access::ReadWrite)
+            .or_else(|error| {
+                console::print(&format!("{node} cannot be written: {}", error.cause()));
+                FileDevice::open(&node, Access::ReadOnly)
+            })
+            .map_err(|error| {
+                let reason = format!("{node} cannot be read: {}", error.cause());
+                Rescue::no_disk(reason, Vec::new())
+            })
+    }
+
+    /// Repairs a broken copy of the partition table. Without its primary copy the kernel
+    /// has seen no partitions, and is asked to look again.
+    pub(crate) fn repair(&self, device: &FileDevice) -> Result<(), Rescue> {
+        if repair(&mut |line| console::print(line), device)? {
+            let seen = File::open(self.node()).and_then(|disk| reread(disk.as_fd()));
+            if let Err(error) = seen {
+                console::print(&format!("the kernel does not look at it again: {error}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The node of the boot partition: the first EFI system partition, otherwise one
+    /// with its label.
+    pub(crate) fn boot_partition(&self) -> Result<String, String> {
+        let partitions: Vec<_> = self.gpt.partitions().collect();
+        let by_type = |partition: &&Partition| partition.type_guid == EFI_SYSTEM;
+        let by_label = |partition: &&Partition| partition.name == EFI_SYSTEM_LABEL;
+        let boot = partitions.iter().find(by_type);
+        match boot.or_else(|| partitions.iter().find(by_label)) {
+            Some(partition) => self.node_of(partition),
+            None => Err(format!(
+                "{} has neither an EFI system partition nor one labelled {EFI_SYSTEM_LABEL}",
+                self.node()
+            )),
+        }
+    }
+
+    /// The node of a partition.
+    pub(crate) fn node_of(&self, partition: &Partition) -> Result<String, String> {
+        let number = partition.number;
+        match self.device.partition_numbered(number) {
+            Ok(Some(device)) => Ok(device.node()),
+            Ok(None) => Err(format!(
+                "the kernel shows no partition {number} of {}; if the primary copy of the \
+                 partition table is broken, start it with the word gpt",
+                self.node()
+            )),
+            Err(error) => Err(format!("cannot look for partition {number}: {error}")),
+        }
+    }
+}
+
+/// Disks with slots, and what was found on the others.
+fn look(settings: &Settings) -> (Vec<Disk>, Vec<String>) {
+    let devices = match Device::disks(&Root::system()) {
+        Ok(devices) => devices,
+        Err(error) => return (Vec::new(), vec![format!("cannot read /sys: {error}")]),
+    };
+    let (mut disks, mut found) = (Vec::new(), Vec::new());
+    for device in devices {
+        let node = device.node();
+        if settings.disk.as_ref().is_some_and(|disk| *disk != node) {
+            continue;
+        }
+        match read(&node) {
+            Ok(gpt) if !gpt.slots(settings.slot_type).is_empty() => {
+                disks.push(Disk { device, gpt });
+            }
+            Ok(_) => found.push(format!(
+                "{node}: no partition of type {}",
+                settings.slot_type
+            )),
+            Err(reason) => found.push(format!("{node}: {reason}")),
+        }
+    }
+    (disks, found)
+}
+
+fn read(node: &str) -> Result<Gpt, String> {
+    let device =
+        FileDevice::open(node, Access::ReadOnly).map_err(|error| error.cause().to_string())?;
+    Gpt::read(&device).map_err(|error| error.to_string())
+}
