@@ -518,10 +518,7 @@ fn the_screen_says_which_slot_starts_and_why_others_did_not() {
          partition 3 (USR-A, priority 1, tries 0, successful 1): not signed\n  \
          partition 4 (USR-B, priority 2, tries 0, successful 0): no such file\n"
     );
-    assert!(
-        advice.contains("gptprio prioritize DISK NUMBER"),
-        "{advice}"
-    );
+    assert!(advice.contains("gptprio set DISK NUMBER"), "{advice}");
 }
 
 #[test]

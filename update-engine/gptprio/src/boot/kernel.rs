@@ -72,6 +72,7 @@ impl Kernel {
             &sectors => u64::from(sectors),
         };
         let units: [u8; 4] = self.head.get(UNITS..UNITS + 4)?.try_into().ok()?;
+        // 256 sectors and 64 GiB at most.
         Some((setup + 1) * 512 + u64::from(u32::from_le_bytes(units)) * 16)
     }
 

@@ -23,9 +23,11 @@ pub struct Rescue {
 const REPAIR_TABLE: &str = "start the machine from another medium and restore the partition table \
      (gptprio show DISK, gdisk DISK)";
 const REPAIR_SLOTS: &str = "start the machine from another medium, look at the slots with gptprio \
-     show DISK, put a kernel in its place or choose a slot with gptprio prioritize DISK NUMBER";
+     show DISK, put a kernel in its place, or choose a slot with gptprio set DISK NUMBER \
+     --priority 1 --tries 1";
 const FIND_DISK: &str = "check that the disk is connected, that its driver is among the modules, \
-     and disk, slot-type and wait in gptprio.conf";
+     that its partition table is whole (gptprio show DISK on another machine), and disk, \
+     slot-type and wait in gptprio.conf";
 const REPORT: &str = "this is a defect of the boot selector: start the machine from another \
      medium, and report the message";
 

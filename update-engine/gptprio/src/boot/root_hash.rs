@@ -28,7 +28,7 @@ const PLACE: Option<usize> = if cfg!(target_arch = "x86_64") {
 pub struct RootHash(String);
 
 impl RootHash {
-    /// Bytes that [`RootHash::baked_into`] wants from the start of a kernel.
+    /// Bytes from the start of a kernel that the hash can lie in.
     pub const HEAD: usize = 0x200 + DIGITS;
 
     /// The one hash of a slot, from the first [`RootHash::HEAD`] bytes of its kernel and

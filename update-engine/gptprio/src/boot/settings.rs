@@ -25,6 +25,9 @@ use crate::{Guid, USR_TYPE};
 /// Longest `gptprio.conf` that is read, in bytes.
 pub const MAX_SETTINGS: usize = 64 << 10;
 
+/// All keys, as in `docs/boot.md`.
+const KEYS: [&str; 4] = ["command-line", "slot-type", "disk", "wait"];
+
 /// Longest wait for a disk.
 const MAX_WAIT: u64 = 3600;
 
@@ -123,7 +126,8 @@ impl Settings {
             },
             _ => {
                 return Err(format!(
-                    "{key:?} is none of command-line, slot-type, disk, wait; the line is ignored"
+                    "{key:?} is none of {}; the line is ignored",
+                    KEYS.join(", ")
                 ));
             }
         }
@@ -193,6 +197,23 @@ mod tests {
                 ..Settings::default()
             };
             assert_eq!(settings, expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn the_document_lists_the_keys() {
+        let document = include_str!("../../../../docs/boot.md");
+        let table = document
+            .lines()
+            .skip_while(|line| !line.starts_with("| Key "));
+        let rows = table
+            .take_while(|line| !line.is_empty())
+            .filter_map(|line| line.strip_prefix("| `"));
+        let keys: Vec<_> = rows.filter_map(|row| row.split('`').next()).collect();
+        assert_eq!(keys, KEYS);
+        for key in KEYS {
+            let (_, problems) = problems(format!("{key} = \u{1}").as_bytes());
+            assert!(problems[0].contains(&format!(": {key} ")), "{problems:?}");
         }
     }
 
