@@ -18,8 +18,8 @@ demo-fleet: setup ## Five machines reboot two at a time, one fails, the others w
 	$(TARGET_DIR)/debug/demo_fleet
 
 test: setup ## Build everything and run all tests
-	$(CARGO) build --workspace --bins
-	$(CARGO) test --workspace --no-fail-fast
+	$(CARGO) build --workspace --bins --features gptprio/init
+	$(CARGO) test --workspace --features gptprio/init --no-fail-fast
 
 fleet-chaos: setup ## Twenty machines, three etcd nodes, STEPS faults (default 2000)
 	FLEET_STEPS=$(or $(STEPS),2000) $(CARGO) test -p system-tests --test reboot_fleet -- --nocapture no_fault
@@ -59,7 +59,7 @@ uefi: setup ## Boot selector as a program of UEFI firmware, target/uefi/BOOTX64.
 
 lint: setup ## Formatting, clippy and documentation, warnings are errors
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --workspace --all-targets --features gptprio/init -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps
 
 setup: ## Install missing Debian packages (says which and why)

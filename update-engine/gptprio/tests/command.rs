@@ -295,6 +295,90 @@ fn the_node_of_a_partition_stands_for_its_disk_and_number() {
     assert_eq!(attributes(&image, 3).priority(), 0);
 }
 
+/// Name, mode, device number and content.
+type Entry = (String, usize, (usize, usize), Vec<u8>);
+
+/// The entries of an archive, read as the kernel reads them.
+fn unpack(archive: &[u8]) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    let mut at = 0;
+    loop {
+        let field = move |index: usize| {
+            let digits = &archive[at + 6 + index * 8..][..8];
+            usize::from_str_radix(str::from_utf8(digits).unwrap(), 16).unwrap()
+        };
+        assert_eq!(&archive[at..at + 6], b"070701");
+        let (size, name_size) = (field(6), field(11));
+        let name = &archive[at + 110..at + 110 + name_size];
+        let (end, name) = name.split_last().unwrap();
+        assert_eq!(*end, 0);
+        let start = (at + 110 + name_size).next_multiple_of(4);
+        let name = String::from_utf8(name.to_vec()).unwrap();
+        let content = archive[start..start + size].to_vec();
+        at = (start + size).next_multiple_of(4);
+        if name == "TRAILER!!!" {
+            assert_eq!(at, archive.len());
+            return entries;
+        }
+        entries.push((name, field(1), (field(9), field(10)), content));
+    }
+}
+
+#[test]
+fn an_initramfs_holds_the_selector_its_modules_in_order_and_its_settings() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    for (name, content) in [
+        ("init", "program"),
+        ("b.ko", "B"),
+        ("a.ko", "AA"),
+        ("conf", "wait = 1"),
+    ] {
+        fs::write(path(name), content).unwrap();
+    }
+    let output = dir.path().join("out.cpio");
+    let command = format!(
+        "initramfs DISK --init {} --module {} --module {} --settings {}",
+        path("init"),
+        path("b.ko"),
+        path("a.ko"),
+        path("conf")
+    );
+    good(&command, &output);
+    let archive = fs::read(&output).unwrap();
+    let entry = |name: &str, mode, device, content: &str| {
+        (name.to_owned(), mode, device, content.as_bytes().to_vec())
+    };
+    assert_eq!(
+        unpack(&archive),
+        [
+            entry("dev", 0o040_755, (0, 0), ""),
+            entry("etc", 0o040_755, (0, 0), ""),
+            entry("modules", 0o040_755, (0, 0), ""),
+            entry("dev/console", 0o020_600, (5, 1), ""),
+            entry("dev/null", 0o020_600, (1, 3), ""),
+            entry("init", 0o100_755, (0, 0), "program"),
+            entry("etc/gptprio.conf", 0o100_644, (0, 0), "wait = 1"),
+            entry("modules/b.ko", 0o100_644, (0, 0), "B"),
+            entry("modules/a.ko", 0o100_644, (0, 0), "AA"),
+            entry("modules/list", 0o100_644, (0, 0), "b.ko\na.ko\n"),
+        ]
+    );
+    good(&command, &output);
+    assert_eq!(fs::read(&output).unwrap(), archive, "not the same again");
+
+    fs::write(path("c.ko.xz"), "").unwrap();
+    let refused = format!(
+        "initramfs DISK --init {} --module {}",
+        path("init"),
+        path("c.ko.xz")
+    );
+    assert!(bad(1, &refused, &output).contains("decompressed first"));
+    let missing = format!("initramfs DISK --init {}", path("nothing"));
+    assert!(bad(1, &missing, &output).contains("cannot read"));
+    assert_eq!(fs::read(&output).unwrap(), archive, "touched");
+}
+
 #[test]
 fn help_teaches() {
     let help = good("--help", Path::new(""));

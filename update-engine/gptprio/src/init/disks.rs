@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,10 @@ use crate::console;
 
 /// Between two looks for a disk.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// A disk is there a moment before its partitions are. Longer than that they are not
+/// waited for: perhaps the kernel does not see them at all.
+const SETTLING: Duration = Duration::from_secs(5);
 
 const EFI_SYSTEM: Guid = Guid::from_fields(
     0xc12a_7328,
@@ -47,9 +52,9 @@ impl Disk {
                 return Ok(disks.swap_remove(0));
             }
             if Instant::now() >= end {
-                let what = settings.disk.as_deref().unwrap_or("no disk");
+                let what = settings.disk.as_deref().unwrap_or("a disk");
                 let seconds = settings.wait.as_secs();
-                let reason = format!("{what} with slots was found in {seconds} seconds");
+                let reason = format!("{what} with slots was not found in {seconds} seconds");
                 return Err(Rescue::no_disk(reason, found));
             }
             thread::sleep(PAUSE);
@@ -88,15 +93,26 @@ impl Disk {
         Ok(())
     }
 
+    /// Waits until the kernel shows the partitions that are needed. Without them a slot
+    /// would pay a try for nothing.
+    pub(crate) fn settle(&self, slot_type: Guid) {
+        let end = Instant::now() + SETTLING;
+        let slots = self.gpt.slots(slot_type);
+        let are_there = || {
+            let boot = self.find_boot_partition();
+            let mut needed = slots.iter().chain(&boot);
+            needed.all(|partition| self.node_of(partition).is_ok())
+        };
+        while !are_there() && Instant::now() < end {
+            thread::sleep(PAUSE);
+        }
+    }
+
     /// The node of the boot partition: the first EFI system partition, otherwise one
     /// with its label.
     pub(crate) fn boot_partition(&self) -> Result<String, String> {
-        let partitions: Vec<_> = self.gpt.partitions().collect();
-        let by_type = |partition: &&Partition| partition.type_guid == EFI_SYSTEM;
-        let by_label = |partition: &&Partition| partition.name == EFI_SYSTEM_LABEL;
-        let boot = partitions.iter().find(by_type);
-        match boot.or_else(|| partitions.iter().find(by_label)) {
-            Some(partition) => self.node_of(partition),
+        match self.find_boot_partition() {
+            Some(partition) => self.node_of(&partition),
             None => Err(format!(
                 "{} has neither an EFI system partition nor one labelled {EFI_SYSTEM_LABEL}",
                 self.node()
@@ -104,12 +120,19 @@ impl Disk {
         }
     }
 
+    fn find_boot_partition(&self) -> Option<Partition> {
+        let by_type = |partition: &Partition| partition.type_guid == EFI_SYSTEM;
+        let by_label = |partition: &Partition| partition.name == EFI_SYSTEM_LABEL;
+        let boot = self.gpt.partitions().find(by_type);
+        boot.or_else(|| self.gpt.partitions().find(by_label))
+    }
+
     /// The node of a partition.
     pub(crate) fn node_of(&self, partition: &Partition) -> Result<String, String> {
         let number = partition.number;
         match self.device.partition_numbered(number) {
-            Ok(Some(device)) => Ok(device.node()),
-            Ok(None) => Err(format!(
+            Ok(Some(device)) if Path::new(&device.node()).exists() => Ok(device.node()),
+            Ok(_) => Err(format!(
                 "the kernel shows no partition {number} of {}; if the primary copy of the \
                  partition table is broken, start it with the word gpt",
                 self.node()
@@ -129,6 +152,7 @@ fn look(settings: &Settings) -> (Vec<Disk>, Vec<String>) {
     for device in devices {
         let node = device.node();
         if settings.disk.as_ref().is_some_and(|disk| *disk != node) {
+            found.push(format!("{node}: not the disk in gptprio.conf"));
             continue;
         }
         match read(&node) {

@@ -62,9 +62,11 @@ fn start_a_slot() -> Result<Infallible, Rescue> {
     mounts::mount_kernel_trees().map_err(Rescue::defect)?;
     modules::load();
     let own = read_settings(Path::new(OWN_SETTINGS));
-    let disk = Disk::wait_for(&own.clone().unwrap_or_default())?;
+    let search = own.clone().unwrap_or_default();
+    let disk = Disk::wait_for(&search)?;
     let device = disk.open()?;
     disk.repair(&device)?;
+    disk.settle(search.slot_type);
     let partition = disk
         .boot_partition()
         .and_then(|node| Mounted::read_only(&node, BOOT))

@@ -244,3 +244,42 @@ fn is_absence(error: &io::Error) -> bool {
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn disks_are_what_is_no_partition() {
+        let machine = tempfile::tempdir().unwrap();
+        let dir = |path: &str| {
+            let dir = machine.path().join(path);
+            fs::create_dir_all(&dir).unwrap();
+            dir
+        };
+        let class = dir("sys/class/block");
+        for (name, place) in [
+            ("sdb", "devices/b/sdb"),
+            ("sda", "devices/a/sda"),
+            ("sda3", "devices/a/sda/sda3"),
+            ("cciss!c0d0", "devices/c/cciss!c0d0"),
+        ] {
+            dir(&format!("sys/{place}"));
+            symlink(format!("../../{place}"), class.join(name)).unwrap();
+        }
+        fs::write(dir("sys/devices/a/sda/sda3").join("partition"), "3\n").unwrap();
+        // Gone since the folder was listed.
+        symlink("/nowhere", class.join("sdc")).unwrap();
+
+        let root = Root::at(machine.path()).unwrap();
+        let nodes = |disks: Vec<Device>| disks.iter().map(Device::node).collect::<Vec<_>>();
+        assert_eq!(
+            nodes(Device::disks(&root).unwrap()),
+            ["/dev/cciss/c0d0", "/dev/sda", "/dev/sdb"]
+        );
+        let empty = tempfile::tempdir().unwrap();
+        let none = Device::disks(&Root::at(empty.path()).unwrap()).unwrap();
+        assert!(none.is_empty());
+    }
+}

@@ -29,7 +29,7 @@ impl Disk {
     /// The disk with the partition from which the firmware has loaded this program. An
     /// error is a reason in words.
     pub(crate) fn of_this_program() -> Result<Self, String> {
-        let failed = |what| move |error: uefi::Error| format!("{what}: {error}");
+        let failed = |what| move |error: uefi::Error| format!("{what}: {}", error.status());
         let image = boot::open_protocol_exclusive::<LoadedImage>(boot::image_handle())
             .map_err(failed("the firmware does not tell what it has loaded"))?;
         let partition = image
@@ -131,7 +131,7 @@ impl BlockDevice for Disk {
         let sectors = &mut request.memory[request.sectors];
         self.blocks()
             .and_then(|mut blocks| blocks.read_blocks(self.media, request.lba, sectors))
-            .map_err(|error| failed.because(error))?;
+            .map_err(|error| failed.because(error.status()))?;
         buf.copy_from_slice(&request.memory[request.skip..][..buf.len()]);
         Ok(())
     }
@@ -149,13 +149,13 @@ impl BlockDevice for Disk {
         sectors.copy_from_slice(data);
         self.blocks()
             .and_then(|mut blocks| blocks.write_blocks(self.media, request.lba, sectors))
-            .map_err(|error| failed.because(error))
+            .map_err(|error| failed.because(error.status()))
     }
 
     fn sync(&self) -> Result<(), DeviceError> {
         self.blocks()
             .and_then(|mut blocks| blocks.flush_blocks())
-            .map_err(|error| Failed::new("sync", 0, 0).because(error))
+            .map_err(|error| Failed::new("sync", 0, 0).because(error.status()))
     }
 
     fn discard(&self, _: u64, _: u64) -> Result<(), DeviceError> {

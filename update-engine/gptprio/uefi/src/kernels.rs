@@ -65,7 +65,7 @@ impl Machine for Uefi {
     fn start(&mut self, staged: LoadedKernel) -> Result<Infallible, String> {
         Err(match staged.start() {
             Ok(()) => "the kernel came back".into(),
-            Err(error) => format!("the kernel came back: {error}"),
+            Err(error) => format!("the kernel came back: {}", error.status()),
         })
     }
 

@@ -7,7 +7,7 @@
 //!                 └────────────────────────────────────────▶└─▶ rescue message, rest
 //! ```
 //!
-//! What is decided is in [`gptprio::boot`]; here is how the firmware does it. On other
+//! What is decided is in `gptprio::boot`; here is how the firmware does it. On other
 //! targets there is nothing here but a hint.
 
 #![cfg_attr(target_os = "uefi", no_std, no_main)]
