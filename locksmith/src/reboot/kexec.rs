@@ -25,11 +25,11 @@
 use std::ffi::{CString, NulError};
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use gptprio::boot::{Kernel, KernelFiles, RootHash, words};
+use gptprio::boot::{Kernel, KernelFiles, words};
 use gptprio::machine::Root;
 use gptprio::{
     Access, Attributes, Change, GptError, Guid, Letter, Partition, Selection, USR_TYPE, select,
@@ -41,8 +41,6 @@ use super::slots::{SlotsError, SystemSlots, read_table};
 const MAX_COMMAND_LINE: u64 = 16 << 10;
 /// A setting of the kernel is one short line.
 const MAX_SETTING: u64 = 4096;
-/// More than the digits of a hash and the end of a line.
-const MAX_HASH_FILE: usize = 128;
 
 /// What the boot loader adds to the first boot of a machine alone. It would
 /// happen again.
@@ -78,14 +76,9 @@ pub enum KexecError {
         /// Why.
         source: io::Error,
     },
-    /// It is unclear what the system in the slot should be.
-    #[error("cannot tell the root hash of the system of {}: {reason}", kernel.display())]
-    SystemHash {
-        /// The image.
-        kernel: PathBuf,
-        /// In words.
-        reason: String,
-    },
+    /// It is broken, or it is unclear to which system it belongs.
+    #[error("the next kernel cannot be used: {0}")]
+    BadKernel(String),
     /// The command line cannot be made over.
     #[error("cannot make the next command line: {0}")]
     CommandLine(CommandLineProblem),
@@ -222,11 +215,9 @@ impl KexecPlan {
             return Err(KexecError::NoChoice { reason });
         }
         let letter = system.letter(next)?;
-        let files = files_of(root, letter);
-        let kernel = in_boot(root, &files.kernel)?;
-        let initrd = in_boot(root, &files.initrd)?;
+        let kernel = find_kernel(root, letter)?;
         let current = read_text(root, "/proc/cmdline", MAX_COMMAND_LINE)?;
-        let hash = system_hash(&kernel, &in_boot(root, &files.hash)?)?;
+        let hash = system_hash(&kernel)?;
         let command_line = CommandLine {
             running: system.running(),
             running_letter: system.letter(system.running())?,
@@ -242,8 +233,8 @@ impl KexecPlan {
             slot_type: options.slot_type,
             number: next.number,
             attributes: next.attributes,
-            kernel,
-            initrd: Some(initrd).filter(|path| path.exists()),
+            kernel: kernel.path.into(),
+            initrd: kernel.initrd.map(PathBuf::from),
             command_line,
         })
     }
@@ -476,31 +467,26 @@ impl CommandLine<'_> {
     }
 }
 
-/// The root hash of the system that a kernel belongs to, as a boot selector finds it.
-fn system_hash(kernel: &Path, hash_file: &Path) -> Result<Option<String>, KexecError> {
-    let unreadable = |path: &Path| {
-        let path = path.display().to_string();
-        move |source| KexecError::Read { path, source }
-    };
-    let head = read_start(kernel, RootHash::HEAD).map_err(unreadable(kernel))?;
-    let written = match read_start(hash_file, MAX_HASH_FILE) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        other => Some(other.map_err(unreadable(hash_file))?),
-    };
-    RootHash::of_slot(&head, written.as_deref())
-        .map(|hash| hash.map(|hash| hash.to_string()))
-        .map_err(|reason| KexecError::SystemHash {
-            kernel: kernel.to_owned(),
-            reason,
-        })
+/// The kernel of a slot. One that is cut short is refused: the running kernel would take
+/// it, and the machine would hang.
+fn find_kernel(root: &Root, letter: Letter) -> Result<Kernel, KexecError> {
+    let files = files_of(root, letter);
+    let [path, initrd, hash] =
+        [&files.kernel, &files.initrd, &files.hash].map(|file| in_boot(root, file));
+    let kernel = Kernel::read(&path?, Some(&initrd?), Some(&hash?)).map_err(|error| {
+        let path = error.path.display().to_string();
+        let source = error.source;
+        KexecError::Read { path, source }
+    })?;
+    kernel.check_size().map_err(KexecError::BadKernel)?;
+    Ok(kernel)
 }
 
-/// The first bytes of a file, at most `limit`.
-fn read_start(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
-    let limit = u64::try_from(limit).map_err(io::Error::other)?;
-    let mut start = Vec::new();
-    File::open(path)?.take(limit).read_to_end(&mut start)?;
-    Ok(start)
+fn system_hash(kernel: &Kernel) -> Result<Option<String>, KexecError> {
+    match kernel.root_hash() {
+        Ok(hash) => Ok(hash.map(|hash| hash.to_string())),
+        Err(reason) => Err(KexecError::BadKernel(format!("{}: {reason}", kernel.path))),
+    }
 }
 
 /// The files of a slot on the boot partition.

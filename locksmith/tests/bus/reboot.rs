@@ -159,7 +159,7 @@ fn the_plan_is_what_the_boot_loader_would_do() {
     // A machine that was CoreOS has its kernels in the old folder.
     let machine = Machine::updated();
     machine.write("/boot/coreos/vmlinuz-a", "");
-    machine.write("/boot/coreos/vmlinuz-b", "");
+    machine.write("/boot/coreos/vmlinuz-b", "kernel");
     let plan = plan(&machine).unwrap();
     let kernel = machine.root().path("/boot/coreos/vmlinuz-b").unwrap();
     assert_eq!((plan.number, plan.kernel, plan.initrd), (4, kernel, None));
@@ -203,7 +203,11 @@ fn the_system_hash_comes_with_the_next_kernel() {
 #[test]
 fn what_keeps_from_the_next_kernel_is_told() {
     type Row<'a> = (&'a dyn Fn(&Machine), &'a str);
-    let table: [Row<'_>; 6] = [
+    let table: [Row<'_>; 7] = [
+        (
+            &|machine| machine.write("/boot/flatcar/vmlinuz-b", ""),
+            "vmlinuz-b is empty",
+        ),
         (
             &|machine| machine.write("/proc/sys/kernel/kexec_load_disabled", "1\n"),
             "kexec is switched off: kernel.kexec_load_disabled is 1",

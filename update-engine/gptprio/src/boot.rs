@@ -24,6 +24,8 @@
 
 mod command_line;
 mod kernel;
+#[cfg(feature = "std")]
+mod kernel_file;
 mod rescue;
 mod root_hash;
 mod settings;
@@ -36,6 +38,8 @@ use core::time::Duration;
 
 pub use command_line::{CommandLine, words};
 pub use kernel::{Kernel, KernelFiles};
+#[cfg(feature = "std")]
+pub use kernel_file::ReadKernelError;
 pub use rescue::Rescue;
 pub use root_hash::RootHash;
 pub use settings::{MAX_SETTINGS, Problem, Settings};

@@ -2,13 +2,12 @@
 
 use std::ffi::CString;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use gptprio::boot::{Kernel, KernelFiles, Machine, RootHash};
+use gptprio::boot::{Kernel, KernelFiles, Machine, ReadKernelError};
 use gptprio::machine::Root;
 use gptprio::{Letter, Partition};
 use nix::errno::Errno;
@@ -20,9 +19,6 @@ use crate::mounts::Mounted;
 
 /// Where a slot is mounted when its kernel is not on the boot partition.
 const SLOT: &str = "/slot";
-
-/// More than the digits of a hash and the end of a line.
-const MAX_HASH_FILE: usize = 128;
 
 /// The Linux that runs this program.
 #[derive(Debug)]
@@ -53,13 +49,11 @@ impl Linux {
         if !path.exists() {
             return Ok(None);
         }
-        let hash_file = match read_start(&boot.path().join(&files.hash), MAX_HASH_FILE) {
-            Ok(content) => Some(content),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(format!("cannot read {}: {error}", files.hash)),
-        };
         let initrd = boot.path().join(&files.initrd);
-        kernel(&path, Some(initrd), hash_file).map(Some)
+        let hash_file = boot.path().join(&files.hash);
+        Kernel::read(&path, Some(&initrd), Some(&hash_file))
+            .map(Some)
+            .map_err(|error| in_words(&error))
     }
 
     /// The kernel in the slot itself.
@@ -86,7 +80,7 @@ impl Linux {
             let path = in_slot(&candidate)?;
             if path.is_file() {
                 self.slot = Some(mounted);
-                return kernel(&path, None, None);
+                return Kernel::read(&path, None, None).map_err(|error| in_words(&error));
             }
         }
         Err(
@@ -154,29 +148,8 @@ impl Drop for Staged {
     }
 }
 
-fn kernel(
-    path: &Path,
-    initrd: Option<PathBuf>,
-    hash_file: Option<Vec<u8>>,
-) -> Result<Kernel, String> {
-    let unreadable = |error: io::Error| format!("cannot read {}: {error}", path.display());
-    Ok(Kernel {
-        path: path.display().to_string(),
-        initrd: initrd
-            .filter(|initrd| initrd.exists())
-            .map(|initrd| initrd.display().to_string()),
-        head: read_start(path, RootHash::HEAD).map_err(unreadable)?,
-        len: fs::metadata(path).map_err(unreadable)?.len(),
-        hash_file,
-    })
-}
-
-/// The first bytes of a file, at most `limit`.
-fn read_start(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
-    let limit = u64::try_from(limit).map_err(io::Error::other)?;
-    let mut start = Vec::new();
-    File::open(path)?.take(limit).read_to_end(&mut start)?;
-    Ok(start)
+fn in_words(error: &ReadKernelError) -> String {
+    format!("{error}: {}", error.source)
 }
 
 /// Why the running kernel does not take another, for one who can change it.

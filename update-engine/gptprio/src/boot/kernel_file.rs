@@ -1,0 +1,104 @@
+//! Kernels that are files of an operating system.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::string::ToString;
+use std::vec::Vec;
+
+use super::{Kernel, RootHash};
+
+/// More than the digits of a hash and the end of a line.
+const MAX_HASH_FILE: usize = 128;
+
+/// A file of a kernel cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read {}", path.display())]
+pub struct ReadKernelError {
+    /// Which.
+    pub path: PathBuf,
+    /// Why.
+    pub source: io::Error,
+}
+
+impl Kernel {
+    /// The kernel in a file, with what lies beside it. `initrd` and `hash_file` are where
+    /// that would be; they need not exist.
+    ///
+    /// # Errors
+    ///
+    /// The kernel, or a file beside it that exists, cannot be read.
+    pub fn read(
+        path: &Path,
+        initrd: Option<&Path>,
+        hash_file: Option<&Path>,
+    ) -> Result<Self, ReadKernelError> {
+        let read = |path: &Path, limit| {
+            read_start(path, limit).map_err(|source| ReadKernelError {
+                path: path.into(),
+                source,
+            })
+        };
+        let (head, len) = read(path, RootHash::HEAD)?;
+        let hash_file = hash_file.map(|file| match read(file, MAX_HASH_FILE) {
+            Ok((content, _)) => Ok(Some(content)),
+            Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        });
+        Ok(Self {
+            path: path.display().to_string(),
+            initrd: initrd
+                .filter(|initrd| initrd.exists())
+                .map(|initrd| initrd.display().to_string()),
+            head,
+            len,
+            hash_file: hash_file.transpose()?.flatten(),
+        })
+    }
+}
+
+/// The first bytes of a file, at most `limit`, and its length.
+fn read_start(path: &Path, limit: usize) -> io::Result<(Vec<u8>, u64)> {
+    let limit = u64::try_from(limit).map_err(io::Error::other)?;
+    let mut start = Vec::new();
+    File::open(path)?.take(limit).read_to_end(&mut start)?;
+    Ok((start, fs::metadata(path)?.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec;
+
+    #[test]
+    fn a_kernel_is_read_with_what_lies_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let [kernel, initrd, hash] =
+            ["vmlinuz-a", "initrd-a", "usrhash-a"].map(|name| dir.path().join(name));
+        let read = || Kernel::read(&kernel, Some(&initrd), Some(&hash));
+        let error = read().unwrap_err();
+        assert_eq!(error.path, kernel);
+
+        fs::write(&kernel, vec![7; 5000]).unwrap();
+        let alone = read().unwrap();
+        assert_eq!(alone.head, vec![7; RootHash::HEAD]);
+        assert_eq!(
+            (alone.len, alone.initrd, alone.hash_file),
+            (5000, None, None)
+        );
+
+        fs::write(&initrd, "").unwrap();
+        fs::write(&hash, "x".repeat(1000)).unwrap();
+        let beside = read().unwrap();
+        assert_eq!(beside.initrd, Some(initrd.display().to_string()));
+        assert_eq!(
+            beside.hash_file.map(|content| content.len()),
+            Some(MAX_HASH_FILE)
+        );
+        assert_eq!(Kernel::read(&kernel, None, None).unwrap().hash_file, None);
+
+        fs::remove_file(&hash).unwrap();
+        fs::create_dir(&hash).unwrap();
+        assert_eq!(read().unwrap_err().path, hash);
+    }
+}
