@@ -245,6 +245,18 @@ pub enum PayloadError {
         /// Which part of the update.
         target: Target,
     },
+    /// The hash tree that was built over the new image is not the one that the
+    /// payload's makers signed.
+    #[error(
+        "the hash tree of the partition has the root hash {}, its makers signed {}; \
+         ask them for another payload", hex::encode(.built), hex::encode(.signed)
+    )]
+    RootHashMismatch {
+        /// Root hash among the facts about the release.
+        signed: [u8; 32],
+        /// Root hash of the tree built here.
+        built: [u8; 32],
+    },
     /// The result of applying the payload is not what the manifest announces.
     #[error("{target}: the result does not have the announced size and SHA-256")]
     TargetMismatch {

@@ -166,6 +166,10 @@ pub fn apply_payload(
         part.truncate(file)?;
     }
     for (target, part, image) in images(manifest, targets) {
+        let root_hash = part.build_hash_tree(image)?;
+        if let (Target::Partition, Some(root_hash)) = (&target, root_hash) {
+            manifest.check_root_hash(root_hash)?;
+        }
         if !part.new.matches(image)? {
             return Err(PayloadError::TargetMismatch { target });
         }

@@ -69,6 +69,11 @@ fn manifest(input: &[u8]) {
     };
     if let Ok(manifest) = Manifest::parse(&header, input, &Limits::default()) {
         // What it promises to those who use it.
+        for (_, part) in manifest.parts() {
+            if let Some(tree) = &part.hash_tree {
+                assert!(tree.tree().end <= part.new.size && tree.data().end <= part.new.size);
+            }
+        }
         let blobs: u64 = manifest.operations().map(|(_, o)| o.blob.length).sum();
         assert!(blobs <= manifest.blobs_size);
         for (_, operation) in manifest.operations() {

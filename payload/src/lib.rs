@@ -15,7 +15,8 @@
 //! - [`make`] makes payloads out of images and signs them.
 //! - [`filesystem`] finds the compressed blocks of an image, [`recompress`] decodes
 //!   them and makes them again bit for bit.
-//! - [`decode`] and [`apply`] run one operation on an [`Image`].
+//! - [`decode`] and [`apply`] run one operation on an [`Image`]; a [`HashTree`] is
+//!   built after the last.
 //! - [`verify_payload`] and [`apply_payload`] do all of it for a payload in a file.
 //!
 //! The crate knows nothing of devices, networks, slots or update servers.
@@ -43,6 +44,7 @@ mod shape;
 mod span;
 mod stream;
 mod trust;
+mod verity;
 mod wire;
 
 pub use apply::{Decoded, apply, decode, memory_needed};
@@ -57,3 +59,4 @@ pub use release::Release;
 pub use resume::ResumePoint;
 pub use stream::{Announced, Event, PayloadStream, PendingOperation, Verified};
 pub use trust::{PublicKey, Trust, signature_entries};
+pub use verity::HashTree;

@@ -19,6 +19,7 @@ mod full;
 mod key;
 mod parts;
 mod scratch;
+pub mod verity;
 
 pub use chunks::Source;
 pub use draft::{Digests, Draft, Written};
@@ -104,7 +105,7 @@ pub enum MakeError {
     /// Keeping the compressed data aside failed.
     #[error("{operation} the scratch file at offset {offset}")]
     Scratch {
-        /// "write" or "rewind".
+        /// "write" or "read".
         operation: &'static str,
         /// Byte offset.
         offset: u64,
@@ -156,6 +157,14 @@ pub enum MakeError {
         index: usize,
         /// Number of its type.
         number: i32,
+    },
+    /// Verity data cannot be made or is not what it should be.
+    #[error("verity data at offset {offset}: {reason}")]
+    Verity {
+        /// Byte offset in the image.
+        offset: u64,
+        /// What is wrong with it.
+        reason: String,
     },
     /// Version 1 of the format has no place for something.
     #[error("{what} need version 2 of the payload format")]

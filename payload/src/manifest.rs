@@ -20,6 +20,7 @@ use crate::header::{Format, Header};
 use crate::operation::Operation;
 use crate::recompress::Encoders;
 use crate::release::Release;
+use crate::verity::HashTree;
 use crate::{shape, wire};
 pub(crate) use partitions::{KERNEL, OWN_MINOR_VERSION, USR};
 use validator::{Validator, refused};
@@ -121,6 +122,8 @@ pub struct Part {
     pub old: Option<ImageInfo>,
     /// What it holds after the last.
     pub new: ImageInfo,
+    /// What the machine computes and writes after the last step.
+    pub hash_tree: Option<HashTree>,
     /// The version of this part, where version 2 of the format tells one.
     pub version: Option<String>,
 }

@@ -23,12 +23,12 @@ pub struct Release {
     pub created: Option<u64>,
     /// After which moment it must not be installed, in seconds since 1970.
     pub expires: Option<u64>,
-    /// Root hash of the new image's dm-verity tree.
-    pub verity_root_hash: Option<Vec<u8>>,
+    /// Root hash of the dm-verity tree (SHA-256) over the partition's new image.
+    pub verity_root_hash: Option<[u8; 32]>,
 }
 
 impl Release {
-    /// Longest text, and longest hash, in bytes.
+    /// Longest text in bytes.
     const MOST_BYTES: usize = 256;
 
     /// Whether nothing is said.
@@ -44,7 +44,6 @@ impl Release {
             ("board", message.board().len()),
             ("version", message.version().len()),
             ("min_source_version", message.min_source_version().len()),
-            ("verity_root_hash", message.verity_root_hash().len()),
         ];
         for (field, length) in lengths {
             if length > Self::MOST_BYTES {
@@ -53,6 +52,15 @@ impl Release {
             }
         }
         let message = message.clone();
+        let verity_root_hash = message
+            .verity_root_hash
+            .map(|hash| {
+                <[u8; 32]>::try_from(&hash[..]).map_err(|_| {
+                    let reason = format!("a SHA-256 has 32 bytes, not {}", hash.len());
+                    ("verity_root_hash", reason)
+                })
+            })
+            .transpose()?;
         Ok(Self {
             app_id: message.app_id,
             board: message.board,
@@ -61,7 +69,7 @@ impl Release {
             security_epoch: message.security_epoch,
             created: message.created,
             expires: message.expires,
-            verity_root_hash: message.verity_root_hash,
+            verity_root_hash,
         })
     }
 
@@ -74,7 +82,7 @@ impl Release {
             security_epoch: self.security_epoch,
             created: self.created,
             expires: self.expires,
-            verity_root_hash: self.verity_root_hash,
+            verity_root_hash: self.verity_root_hash.map(Into::into),
         }
     }
 }

@@ -136,24 +136,3 @@ fn continued(midstate: &[u8]) -> Result<Sha256, PayloadError> {
             reason: "its hash state is damaged",
         })
 }
-
-/// Bytes as lower-case hexadecimal text.
-mod hex {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    pub(super) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
-        let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        to.serialize_str(&text)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
-        let text = String::deserialize(from)?;
-        if !text.is_ascii() || text.len() % 2 != 0 {
-            return Err(D::Error::custom("not pairs of hexadecimal digits"));
-        }
-        (0..text.len())
-            .step_by(2)
-            .map(|at| u8::from_str_radix(&text[at..at + 2], 16).map_err(D::Error::custom))
-            .collect()
-    }
-}

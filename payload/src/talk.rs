@@ -31,8 +31,3 @@ pub(crate) fn signed_by(count: usize, key: &str) -> String {
         count => format!("signed by {count} {key}s"),
     }
 }
-
-/// Bytes as lower case hexadecimal digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}

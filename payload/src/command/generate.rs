@@ -2,12 +2,15 @@
 
 mod delta;
 mod facts;
+mod verity;
 
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use indicatif::HumanBytes;
+use payload::Image;
+use payload::make::verity::ImageReader;
 use payload::make::{self, Profile, Source};
 use payload::pipeline;
 use payload::recompress::Encoders;
@@ -17,10 +20,12 @@ use crate::keys;
 use crate::talk::{progress, say, signed_by};
 use delta::Pair;
 use facts::Facts;
+use verity::Verity;
 
 /// Make a payload out of an image.
 ///
-/// The image may hold any filesystem; its size must be a multiple of 4096 bytes.
+/// The image may hold any filesystem; its size must be a multiple of 4096 bytes,
+/// except with --verity, which fills up the last block with zeros.
 /// All cores compress. The same input gives the same file, byte for byte. Beside
 /// OUT, scratch space as large as the payload is needed for a while.
 #[derive(Debug, Args)]
@@ -41,6 +46,10 @@ Examples:
   payload generate --new usr.img --board amd64-usr --release-version 4230.1.0 \\
       --expires $(date -d '+90 days' +%s) --private-key release.pem --out update.payload
 
+  # With a dm-verity tree, which machines build themselves. usrhash=HEX on stdout belongs on
+  # the kernel's command line.
+  payload generate --new usr.img --verity --kernel vmlinuz --private-key release.pem --out u.payload
+
 Clients of the original (CoreOS, Flatcar) know format version 1 and RSA only and look at the
 first RSA signature.")]
 pub(crate) struct Generate {
@@ -60,11 +69,13 @@ pub(crate) struct Generate {
     /// made the compressed blocks of the images. Machines need the same ones.
     #[arg(long, value_name = "DIR", default_value = Encoders::DIRECTORY)]
     encoders: PathBuf,
-    /// Format of the payload: v1 unless --old or a fact about the release asks for v2.
+    /// Format of the payload: v1 unless --old, verity or a fact about the release asks for v2.
     #[arg(long, value_enum)]
     format: Option<Format>,
     #[command(flatten)]
     facts: Facts,
+    #[command(flatten)]
+    verity: Verity,
     /// RSA or Ed25519 key to sign with, unencrypted PEM. Give it again for more keys.
     #[arg(long, value_name = "PEM")]
     private_key: Vec<PathBuf>,
@@ -86,9 +97,9 @@ enum Format {
 impl Generate {
     pub(crate) fn run(self) -> Result<()> {
         let profile = self.profile()?;
-        let release = self.facts.release()?;
+        let mut release = self.facts.release()?;
         let keys = keys::private(&self.private_key)?;
-        let (image, image_size) = files::open(&self.new)?;
+        let (image, _) = files::open(&self.new)?;
         let kernel = self.kernel.as_deref().map(files::open).transpose()?;
         let kernel_size = kernel.as_ref().map_or(0, |(_, size)| *size);
         files::check_replaceable(&self.out)?;
@@ -96,12 +107,21 @@ impl Generate {
         let old_kernel = self.old_kernel.as_deref().map(files::open).transpose()?;
         let scratch = files::scratch_beside(&self.out)?;
 
-        let total = image_size.saturating_add(kernel_size);
         let context = || format!("make a payload of {}", self.new.display());
+        let verity = self
+            .verity
+            .prepare(&image, &self.out)
+            .with_context(context)?;
+        release.verity_root_hash = verity.root_hash;
+        let image: &dyn Image = match &verity.appended {
+            Some(appended) => appended,
+            None => &image,
+        };
+        let total = image.len().saturating_add(kernel_size);
         let draft = if let Some((old, _)) = &old {
             let image = Pair {
                 old: Some(old),
-                new: &image,
+                new: image,
             };
             let kernel = kernel.as_ref().map(|(new, _)| Pair {
                 old: old_kernel.as_ref().map(|(old, _)| old),
@@ -111,12 +131,12 @@ impl Generate {
             delta::draft(&image, kernel.as_ref(), profile, &encoders, scratch)
         } else {
             let bar = progress("compress", total);
-            let mut image = bar.wrap_read(image);
+            let mut reader = bar.wrap_read(ImageReader::new(image));
             let mut kernel = kernel.map(|(file, size)| (bar.wrap_read(file), size));
             let draft = make::full(
                 Source {
-                    reader: &mut image,
-                    size: image_size,
+                    reader: &mut reader,
+                    size: image.len(),
                 },
                 kernel.as_mut().map(|(reader, size)| Source {
                     reader,
@@ -130,6 +150,7 @@ impl Generate {
             draft.map_err(Into::into)
         };
         let mut draft = draft.with_context(context)?;
+        verity.put_into(&mut draft).with_context(context)?;
         if profile != Profile::V1 {
             draft.set_release(release).with_context(context)?;
         }
@@ -137,6 +158,7 @@ impl Generate {
         let written = draft.sign(&keys, output.file()).with_context(context)?;
         output.commit()?;
 
+        verity.print()?;
         say(format_args!(
             "{}: {} from {}, {}",
             self.out.display(),
@@ -148,10 +170,8 @@ impl Generate {
     }
 
     fn profile(&self) -> Result<Profile> {
-        let needs_version_2 = match (&self.old, self.facts.first()) {
-            (Some(_), _) => Some("--old"),
-            (None, fact) => fact,
-        };
+        let old = self.old.as_ref().map(|_| "--old");
+        let needs_version_2 = old.or(self.verity.first()).or(self.facts.first());
         Ok(match (self.format, needs_version_2) {
             (Some(Format::V1), Some(option)) => {
                 bail!("{option} needs format version 2; leave out --format v1")

@@ -8,7 +8,7 @@ use clap::Args;
 use payload::make::{Draft, SignatureKind};
 
 use crate::files::{self, Output};
-use crate::talk::{hex, progress};
+use crate::talk::progress;
 
 /// Print the digest to sign, for keys that are not on this machine.
 ///
@@ -84,9 +84,9 @@ impl Hash {
             }
         }
         let mut out = io::stdout().lock();
-        writeln!(out, "{}", hex(&digests.payload))?;
+        writeln!(out, "{}", hex::encode(digests.payload))?;
         if let Some(digest) = digests.metadata {
-            writeln!(out, "{}", hex(&digest))?;
+            writeln!(out, "{}", hex::encode(digest))?;
         }
         Ok(())
     }

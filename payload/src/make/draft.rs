@@ -16,16 +16,20 @@
 //! manifest alone, which follows them and is left out of the other digest.
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 
 use prost::Message;
 use sha2::{Digest, Sha256};
 
+use super::parts::check_readable;
 use super::scratch::Piece;
 use super::{MakeError, PrivateKey, RawSignature, SignatureKind};
 use crate::header::{Format, Header};
+use crate::manifest::{ImageInfo, USR};
 use crate::operation::number;
 use crate::release::Release;
 use crate::resume::Hashes;
+use crate::verity::HashTree;
 use crate::{Manifest, PayloadError, Trust, extent, verify_payload, wire};
 
 /// Bytes copied at a time.
@@ -165,6 +169,34 @@ impl<B: Read + Seek> Draft<B> {
                 Ok(())
             }
         }
+    }
+
+    /// Lets machines build `tree` over the partition's new image behind the last
+    /// operation. `whole` is the image with it.
+    ///
+    /// # Errors
+    /// [`MakeError::NeedsVersion2`] in version 1, [`MakeError::Payload`] for a tree that
+    /// does not fit the image or the operations.
+    pub fn set_hash_tree(&mut self, tree: &HashTree, whole: ImageInfo) -> Result<(), MakeError> {
+        let Contents::V2(manifest) = &mut self.manifest else {
+            return Err(MakeError::NeedsVersion2 { what: "hash trees" });
+        };
+        let blocks = |bytes: Range<u64>| wire::Extent {
+            start_block: Some(bytes.start / HashTree::BLOCK_SIZE),
+            num_blocks: Some((bytes.end - bytes.start) / HashTree::BLOCK_SIZE),
+        };
+        let partitions = manifest.partitions.iter_mut();
+        for update in partitions.filter(|update| update.partition_name() == USR) {
+            update.new_partition_info = Some(wire::InstallInfo {
+                size: Some(whole.size),
+                hash: Some(whole.sha256.to_vec()),
+            });
+            update.hash_tree_data_extent = Some(blocks(tree.data()));
+            update.hash_tree_extent = Some(blocks(tree.tree()));
+            update.hash_tree_algorithm = Some(HashTree::ALGORITHM.to_owned());
+            update.hash_tree_salt = Some(tree.salt().to_vec());
+        }
+        check_readable(manifest)
     }
 
     /// The version of the format.

@@ -185,7 +185,7 @@ impl Parts {
 }
 
 /// Refuses now what every reader would refuse later.
-fn check_readable(manifest: &wire::DeltaArchiveManifestV2) -> Result<(), MakeError> {
+pub(super) fn check_readable(manifest: &wire::DeltaArchiveManifestV2) -> Result<(), MakeError> {
     let encoded = manifest.encode_to_vec();
     let header = Header {
         format: Format::V2,

@@ -1,11 +1,15 @@
 //! The manifest of version 2: partitions by name.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::validator::{Bounds, Validator, optional_info, refused};
 use super::{Manifest, Part, Procedure, Target};
 use crate::error::PayloadError;
+use crate::extent::{self, Extent};
+use crate::operation::Operation;
 use crate::release::Release;
+use crate::verity::HashTree;
 use crate::wire;
 
 /// Name of the partition that every payload updates.
@@ -107,23 +111,7 @@ impl Validator<'_> {
             &format!("{place}.old_partition_info"),
             update.old_partition_info.as_ref(),
         )?;
-        // Blocks that no operation writes, because the machine is to compute them.
-        let computed = [
-            ("hash_tree_extent", &update.hash_tree_extent),
-            ("fec_extent", &update.fec_extent),
-        ];
-        for (field, extent) in computed {
-            if extent
-                .as_ref()
-                .is_some_and(|extent| extent.num_blocks() > 0)
-            {
-                return Err(refused(
-                    &format!("{place}.{field}"),
-                    "verity data made on the machine is not supported; \
-                     make the payload with the verity data in the image",
-                ));
-            }
-        }
+        let hash_tree = self.hash_tree(place, update, new.size)?;
         let bounds = Bounds {
             old: old.map(|old| old.size),
             new: new.size,
@@ -133,12 +121,115 @@ impl Validator<'_> {
             &update.operations,
             Some(bounds),
         )?;
+        if let Some(tree) = &hash_tree {
+            let tree = tree.tree();
+            let blocks = [Extent::Run {
+                offset: tree.start,
+                length: tree.end - tree.start,
+            }];
+            let writes_into =
+                |operation: &Arc<Operation>| extent::overlap(&operation.destination, &blocks);
+            if let Some(number) = operations.iter().position(writes_into) {
+                return Err(refused(
+                    &format!("{place}.operations[{number}].dst_extents"),
+                    "it writes where hash_tree_extent lies, which the machine fills itself",
+                ));
+            }
+        }
         Ok(Part {
             operations,
             old,
             new,
+            hash_tree,
             version: update.version.clone(),
         })
+    }
+
+    /// The tree that the machine is to build, if any. What it cannot build is refused:
+    /// the result could not have the announced hash.
+    fn hash_tree(
+        &mut self,
+        place: &str,
+        update: &wire::PartitionUpdate,
+        new_size: u64,
+    ) -> Result<Option<HashTree>, PayloadError> {
+        let is_there = |extent: &Option<wire::Extent>| {
+            extent
+                .as_ref()
+                .is_some_and(|extent| extent.num_blocks() > 0)
+        };
+        if is_there(&update.fec_extent) || is_there(&update.fec_data_extent) {
+            return Err(refused(
+                &format!("{place}.fec_extent"),
+                "error correction data made on the machine is not supported; \
+                 make the payload with that data in the image",
+            ));
+        }
+        if !is_there(&update.hash_tree_data_extent) && !is_there(&update.hash_tree_extent) {
+            return Ok(None);
+        }
+        let tree_place = format!("{place}.hash_tree_extent");
+        if update.partition_name.as_deref() == Some(KERNEL) {
+            return Err(refused(
+                &tree_place,
+                "a kernel is a file and has no hash tree",
+            ));
+        }
+        if u64::from(self.block_size) != HashTree::BLOCK_SIZE {
+            return Err(refused(
+                &tree_place,
+                format!(
+                    "hash trees have blocks of {} bytes, this payload has blocks of {}",
+                    HashTree::BLOCK_SIZE,
+                    self.block_size
+                ),
+            ));
+        }
+        let algorithm = update.hash_tree_algorithm();
+        if algorithm != HashTree::ALGORITHM {
+            return Err(refused(
+                &format!("{place}.hash_tree_algorithm"),
+                format!(
+                    "{algorithm:?} is not supported, only {}",
+                    HashTree::ALGORITHM
+                ),
+            ));
+        }
+        let data_place = format!("{place}.hash_tree_data_extent");
+        let data = self.run_inside(&data_place, &update.hash_tree_data_extent, new_size)?;
+        let announced = self.run_inside(&tree_place, &update.hash_tree_extent, new_size)?;
+        self.count_destination(&data_place, data.end - data.start)?;
+        let salt = update.hash_tree_salt.clone().unwrap_or_default();
+        let tree = HashTree::new(data, announced.start, salt)
+            .map_err(|reason| refused(&tree_place, reason))?;
+        if tree.tree() != announced {
+            let (needed, found) = (tree.tree().end, announced.end);
+            return Err(refused(
+                &tree_place,
+                format!("a tree over this data ends at byte {needed}, not at {found}"),
+            ));
+        }
+        Ok(Some(tree))
+    }
+
+    /// An extent as bytes of the new image, where all of it must be.
+    fn run_inside(
+        &self,
+        place: &str,
+        message: &Option<wire::Extent>,
+        size: u64,
+    ) -> Result<Range<u64>, PayloadError> {
+        let message = message.as_ref().ok_or_else(|| refused(place, "missing"))?;
+        match self.extent(place, message)? {
+            Extent::Run { offset, length } if offset + length <= size => {
+                Ok(offset..offset + length)
+            }
+            Extent::Run { offset, length } => Err(refused(
+                place,
+                format!("{length} bytes at {offset} reach behind the image of {size} bytes"),
+            )),
+            Extent::Hole { .. } => Err(refused(place, "it is a hole")),
+        }
     }
 }
 

@@ -77,6 +77,7 @@ impl<'a> Validator<'a> {
             old: optional_info("old_partition_info", message.old_partition_info.as_ref())?,
             new: optional_info("new_partition_info", message.new_partition_info.as_ref())?
                 .ok_or(PayloadError::PartitionInfoMissing)?,
+            hash_tree: None,
             version: None,
         };
         let mut procedures = Vec::with_capacity(message.procedures.len());
@@ -147,6 +148,7 @@ impl<'a> Validator<'a> {
             old: optional_info(&format!("{place}.old_info"), message.old_info.as_ref())?,
             new: optional_info(&new_place, message.new_info.as_ref())?
                 .ok_or_else(|| refused(&new_place, "missing"))?,
+            hash_tree: None,
             version: None,
         }))
     }
@@ -182,14 +184,7 @@ impl<'a> Validator<'a> {
             }
         }
         let destination_bytes = extent::total(&destination);
-        self.destinations = self.destinations.saturating_add(destination_bytes);
-        if self.destinations > self.limits.destinations {
-            let limit = self.limits.destinations;
-            return Err(refused(
-                &destination_place,
-                format!("destinations add up to more than {limit} bytes"),
-            ));
-        }
+        self.count_destination(&destination_place, destination_bytes)?;
         let kind = self.kind(place, kind, message, destination_bytes, bounds)?;
         let operation = Operation {
             index: self.next_index(),
@@ -199,6 +194,23 @@ impl<'a> Validator<'a> {
         };
         self.check_lengths(place, &operation, destination_bytes)?;
         Ok(Arc::new(operation))
+    }
+
+    /// Adds to what is written, which has a ceiling.
+    pub(super) fn count_destination(
+        &mut self,
+        place: &str,
+        bytes: u64,
+    ) -> Result<(), PayloadError> {
+        self.destinations = self.destinations.saturating_add(bytes);
+        let limit = self.limits.destinations;
+        if self.destinations > limit {
+            return Err(refused(
+                place,
+                format!("destinations add up to more than {limit} bytes"),
+            ));
+        }
+        Ok(())
     }
 
     fn kind(
@@ -544,6 +556,21 @@ impl<'a> Validator<'a> {
     }
 
     fn extents(&self, place: &str, messages: &[wire::Extent]) -> Result<Vec<Extent>, PayloadError> {
+        let entries = messages.iter().enumerate();
+        let extents: Vec<Extent> = entries
+            .map(|(number, message)| self.extent(&format!("{place}[{number}]"), message))
+            .collect::<Result<_, _>>()?;
+        if i64::try_from(extent::total(&extents)).is_err() {
+            return Err(refused(place, "they add up beyond any image"));
+        }
+        Ok(extents)
+    }
+
+    pub(super) fn extent(
+        &self,
+        place: &str,
+        message: &wire::Extent,
+    ) -> Result<Extent, PayloadError> {
         const HOLE: u64 = u64::MAX;
         let block_size = u64::from(self.block_size);
         // What the operating system can address in a file.
@@ -552,32 +579,23 @@ impl<'a> Validator<'a> {
                 .checked_mul(block_size)
                 .filter(|bytes| i64::try_from(*bytes).is_ok())
         };
-        let entries = messages.iter().enumerate();
-        let extents: Vec<Extent> = entries
-            .map(|(number, message)| {
-                let start = message.start_block.unwrap_or(0);
-                let blocks = message.num_blocks.unwrap_or(0);
-                let extent = if start == HOLE {
-                    in_bytes(blocks).map(|length| Extent::Hole { length })
-                } else {
-                    let end = start.checked_add(blocks).and_then(in_bytes);
-                    end.map(|_| Extent::Run {
-                        offset: start * block_size,
-                        length: blocks * block_size,
-                    })
-                };
-                extent.ok_or_else(|| {
-                    refused(
-                        &format!("{place}[{number}]"),
-                        format!("{blocks} blocks at block {start} are beyond any image"),
-                    )
-                })
+        let start = message.start_block.unwrap_or(0);
+        let blocks = message.num_blocks.unwrap_or(0);
+        let extent = if start == HOLE {
+            in_bytes(blocks).map(|length| Extent::Hole { length })
+        } else {
+            let end = start.checked_add(blocks).and_then(in_bytes);
+            end.map(|_| Extent::Run {
+                offset: start * block_size,
+                length: blocks * block_size,
             })
-            .collect::<Result<_, _>>()?;
-        if i64::try_from(extent::total(&extents)).is_err() {
-            return Err(refused(place, "they add up beyond any image"));
-        }
-        Ok(extents)
+        };
+        extent.ok_or_else(|| {
+            refused(
+                place,
+                format!("{blocks} blocks at block {start} are beyond any image"),
+            )
+        })
     }
 
     pub(super) fn signatures(

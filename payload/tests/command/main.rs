@@ -1,5 +1,5 @@
 //! The `payload` command as a person or script uses it: files in, files out, exit
-//! status, stdout and stderr. Needs `openssl`.
+//! status, stdout and stderr. Needs `openssl` and `veritysetup`.
 
 // Helpers of tests may give up as tests do.
 #![allow(clippy::unwrap_used)]
@@ -8,6 +8,7 @@ mod apply;
 mod generate;
 mod sign;
 mod status;
+mod verity;
 mod version2;
 
 use std::fs;
@@ -86,7 +87,12 @@ impl Bench {
     }
 
     fn openssl(&self, arguments: &str) -> Outcome {
-        let mut command = Command::new("openssl");
+        self.run("openssl", arguments)
+    }
+
+    /// Another program, in the same way.
+    fn run(&self, program: &str, arguments: &str) -> Outcome {
+        let mut command = Command::new(program);
         self.arguments(&mut command, arguments);
         outcome(&mut command)
     }

@@ -18,4 +18,5 @@ mod resume;
 mod tampering;
 mod trust;
 mod vectors;
+mod verity;
 mod version2;

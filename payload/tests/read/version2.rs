@@ -406,6 +406,10 @@ fn hostile_manifests_are_refused_with_the_place() {
             "manifest: release.version: 257 bytes, the limit is 256".to_owned(),
         ),
         (
+            more(Message::new().message(200, Message::new().bytes(8, &[0; 20]))),
+            "manifest: release.verity_root_hash: a SHA-256 has 32 bytes, not 20".to_owned(),
+        ),
+        (
             more(Message::new().message(200, Message::new().varint(5, 1).varint(5, 2))),
             "manifest: release.security_epoch: given twice".to_owned(),
         ),
@@ -427,8 +431,8 @@ fn hostile_manifests_are_refused_with_the_place() {
                         .message(7, info(1, &[0; 32])),
                 ),
             ),
-            "manifest: partitions[1].hash_tree_extent: verity data made on the machine is not \
-             supported; make the payload with the verity data in the image"
+            "manifest: partitions[1].hash_tree_extent: hash trees have blocks of 4096 bytes, this \
+             payload has blocks of 512"
                 .to_owned(),
         ),
         (

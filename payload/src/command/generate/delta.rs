@@ -17,7 +17,7 @@ use crate::talk::{progress, say};
 /// An image or kernel, and the one before it.
 pub(super) struct Pair<'a> {
     pub(super) old: Option<&'a File>,
-    pub(super) new: &'a File,
+    pub(super) new: &'a dyn Image,
 }
 
 /// Makes the delta of an image, and of the kernel beside it.
@@ -28,7 +28,7 @@ pub(super) fn draft(
     encoders: &Encoders,
     scratch: File,
 ) -> Result<Draft<File>> {
-    let size = |pair: &Pair<'_>| Image::len(pair.new);
+    let size = |pair: &Pair<'_>| pair.new.len();
     let total = size(image).saturating_add(kernel.map_or(0, size));
     let bar = progress("compare", total);
     let mut scratch = Scratch::new(scratch);

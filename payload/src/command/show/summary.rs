@@ -11,13 +11,12 @@ use std::sync::Arc;
 
 use anyhow::{Result, anyhow, bail};
 use payload::{
-    Event, Extent, ImageInfo, Limits, Manifest, Operation, PayloadStream, Procedure, Release,
-    Trust, signature_entries,
+    Event, Extent, HashTree, ImageInfo, Limits, Manifest, Operation, Part, PayloadStream,
+    Procedure, Release, Trust, signature_entries,
 };
 use serde::Serialize;
 
 use crate::files;
-use crate::talk::hex;
 
 #[derive(Debug, Serialize)]
 pub(super) struct Summary {
@@ -69,7 +68,22 @@ pub(super) struct PartSummary {
     pub(super) old: Option<InfoSummary>,
     /// Absent for procedures of unknown type.
     pub(super) new: Option<InfoSummary>,
+    /// What machines build behind the last operation.
+    pub(super) hash_tree: Option<HashTreeSummary>,
     pub(super) operations: BTreeMap<&'static str, OperationsSummary>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct HashTreeSummary {
+    pub(super) algorithm: &'static str,
+    pub(super) data_blocks: u64,
+    /// Bytes of a block, of data and of hashes.
+    pub(super) block_size: u64,
+    /// Where the tree begins in the image; what `payload generate` appends has its
+    /// superblock in the block before.
+    pub(super) offset: u64,
+    pub(super) size: u64,
+    pub(super) salt: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -121,9 +135,7 @@ impl Summary {
         let partition = &manifest.partition;
         let parts: Vec<_> = std::iter::once(PartSummary::new(
             "partition",
-            partition.version.as_ref(),
-            partition.old.as_ref(),
-            Some(&partition.new),
+            Some(partition),
             &partition.operations,
         ))
         .chain(manifest.procedures.iter().map(PartSummary::of_procedure))
@@ -196,13 +208,8 @@ fn written(operation: &Operation, new: Option<&ImageInfo>) -> u64 {
 }
 
 impl PartSummary {
-    fn new(
-        target: impl Display,
-        version: Option<&String>,
-        old: Option<&ImageInfo>,
-        new: Option<&ImageInfo>,
-        operations: &[Arc<Operation>],
-    ) -> Self {
+    fn new(target: impl Display, part: Option<&Part>, operations: &[Arc<Operation>]) -> Self {
+        let new = part.map(|part| &part.new);
         let mut sums: BTreeMap<_, OperationsSummary> = BTreeMap::new();
         for operation in operations {
             let sum = sums.entry(operation.name()).or_default();
@@ -214,22 +221,20 @@ impl PartSummary {
         }
         Self {
             target: target.to_string(),
-            version: version.cloned(),
-            old: old.map(InfoSummary::new),
+            version: part.and_then(|part| part.version.clone()),
+            old: part
+                .and_then(|part| part.old.as_ref())
+                .map(InfoSummary::new),
             new: new.map(InfoSummary::new),
+            hash_tree: part
+                .and_then(|part| part.hash_tree.as_ref())
+                .map(HashTreeSummary::new),
             operations: sums,
         }
     }
 
     fn of_procedure(procedure: &Procedure) -> Self {
-        let part = procedure.part();
-        Self::new(
-            procedure.target(),
-            part.and_then(|part| part.version.as_ref()),
-            part.and_then(|part| part.old.as_ref()),
-            part.map(|part| &part.new),
-            procedure.operations(),
-        )
+        Self::new(procedure.target(), procedure.part(), procedure.operations())
     }
 
     fn source_bytes(&self) -> u64 {
@@ -238,11 +243,25 @@ impl PartSummary {
     }
 }
 
+impl HashTreeSummary {
+    fn new(tree: &HashTree) -> Self {
+        let blocks = tree.tree();
+        Self {
+            algorithm: HashTree::ALGORITHM,
+            data_blocks: tree.data_blocks(),
+            block_size: HashTree::BLOCK_SIZE,
+            offset: blocks.start,
+            size: blocks.end - blocks.start,
+            salt: hex::encode(tree.salt()),
+        }
+    }
+}
+
 impl InfoSummary {
     fn new(info: &ImageInfo) -> Self {
         Self {
             size: info.size,
-            sha256: hex(&info.sha256),
+            sha256: hex::encode(info.sha256),
         }
     }
 }
@@ -258,7 +277,7 @@ impl ReleaseSummary {
             security_epoch: release.security_epoch,
             created: release.created,
             expires: release.expires,
-            verity_root_hash: release.verity_root_hash.as_deref().map(hex),
+            verity_root_hash: release.verity_root_hash.map(hex::encode),
         }
     }
 }

@@ -10,6 +10,7 @@ pub(super) fn of(summary: &Summary) -> String {
     sections.extend(summary.release.as_ref().map(release));
     sections.push(sizes(summary));
     sections.push(images(summary));
+    sections.extend(hash_trees(summary));
     sections.push(operations(summary));
     sections.extend(largest(summary));
     if !summary.encoders.is_empty() {
@@ -110,6 +111,24 @@ fn images(summary: &Summary) -> String {
     }
     align_right(&mut rows, &[2]);
     rows.trim_fmt()
+}
+
+/// Only where there are some.
+fn hash_trees(summary: &Summary) -> Option<String> {
+    let mut rows = table(["hash tree of", "data blocks", "at byte", "bytes", "salt"]);
+    for part in &summary.parts {
+        if let Some(tree) = &part.hash_tree {
+            rows.add_row([
+                part.target.clone(),
+                tree.data_blocks.to_string(),
+                tree.offset.to_string(),
+                tree.size.to_string(),
+                tree.salt.clone(),
+            ]);
+        }
+    }
+    align_right(&mut rows, &[1, 2, 3]);
+    (!rows.is_empty()).then(|| rows.trim_fmt())
 }
 
 fn operations(summary: &Summary) -> String {
