@@ -85,6 +85,7 @@ pub fn judge(is_delta: bool, error: &UpdateError) -> Option<DeltaFailure> {
         | UpdateError::Payload(
             PayloadError::OperationFailed { .. }
             | PayloadError::TargetMismatch { .. }
+            | PayloadError::RootHashMismatch { .. }
             | PayloadError::Read { .. },
         ) => Some(DeltaFailure::Hopeless),
         _ => Some(DeltaFailure::Counted),

@@ -244,7 +244,7 @@ fn payload_code(error: &PayloadError) -> u32 {
         | PayloadError::OperationSourceMismatch { .. }
         | PayloadError::OperationSourceMissing { .. }
         | PayloadError::Resume { .. } => 20,
-        PayloadError::TargetMismatch { .. } => 15,
+        PayloadError::TargetMismatch { .. } | PayloadError::RootHashMismatch { .. } => 15,
         // The operation itself: its data, its place, its reads and writes.
         _ => 28,
     }

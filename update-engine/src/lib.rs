@@ -25,3 +25,4 @@ pub mod prefs;
 pub mod retry;
 pub mod root;
 pub mod status;
+mod whole_file;

@@ -18,7 +18,7 @@ pub struct InstallPlan {
     pub url: String,
     /// The running slot and the one to write.
     pub slots: Slots,
-    /// Kernel and PCR policy files of both slots.
+    /// Kernel, root hash and PCR policy files of the slots.
     pub files: KernelFiles,
     /// Whom the payload must be signed by.
     pub trust: Trust,
@@ -84,6 +84,7 @@ impl InstallPlan {
         let files = KernelFiles {
             source_kernel: "vmlinuz-a".into(),
             target_kernel: "vmlinuz-b".into(),
+            target_root_hash: "usrhash-b".into(),
             target_pcr_policy: "pcrs-b.zip".into(),
         };
         make(

@@ -20,6 +20,7 @@ use super::checkpoint::{Checkpoints, Found, Identity};
 use super::decoders::{Decoders, Ready};
 use super::proof::{PostInstalled, Proof, ReadBack};
 use super::slot_image::SlotImage;
+use super::verity;
 use crate::error::{Artefact, UpdateError};
 use crate::plan::InstallPlan;
 use crate::platform::UpdateLock;
@@ -555,7 +556,8 @@ impl PartFile {
 }
 
 impl Payload {
-    /// Sync, then read everything back from the medium and compare.
+    /// Sync, build what the payload leaves to this machine, then read everything back
+    /// from the medium and compare.
     pub(super) fn read_back(self) -> Result<Written, UpdateError> {
         let Self {
             plan,
@@ -592,6 +594,11 @@ fn compare(
 ) -> Result<Option<PcrPolicy>, UpdateError> {
     let target = &plan.slots.target;
     sink.sync()?;
+    let tree = manifest.partition.hash_tree.as_ref();
+    let root_hash = tree
+        .map(|tree| verity::build(tree, &*sink.partition))
+        .transpose()
+        .map_err(|error| device_error("build the hash tree of", target, error))?;
     let new = manifest.partition.new;
     let hash = for_each_chunk(
         new.size,
@@ -600,9 +607,15 @@ fn compare(
     )
     .map_err(|error| device_error("read back", target, error))?;
     same_result(Artefact::Image, &target.to_string(), &new, hash)?;
+    if let Some(root_hash) = root_hash {
+        manifest.check_root_hash(root_hash)?;
+    }
     if let (Some(file), Some(part)) = (&sink.kernel, manifest.part(&Target::Kernel)) {
         file.settle(&part.new, Artefact::Kernel)?;
     }
+    let path = &plan.files.target_root_hash;
+    verity::settle_root_hash(path, manifest.verity_root_hash())
+        .map_err(|error| file_error("settle the root hash in", path, error))?;
     if let (Some(file), Some(part)) = (&sink.pcr_policy, manifest.part(&Target::PcrPolicy)) {
         file.settle(&part.new, Artefact::PcrPolicy)?;
         if let Some(server) = &plan.pcr_policy_server {
@@ -713,7 +726,7 @@ fn same_result(
 }
 
 /// A hint; a kernel that does not follow it still compares what the file holds.
-fn drop_cached_pages(file: &File) {
+pub(super) fn drop_cached_pages(file: &File) {
     use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
     let _ = posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
 }

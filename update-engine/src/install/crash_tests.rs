@@ -65,6 +65,95 @@ fn a_power_cut_at_any_time_of_an_installation_leaves_a_whole_image_to_boot() {
 }
 
 #[test]
+fn a_power_cut_while_the_machine_builds_a_hash_tree_leaves_a_whole_image_to_boot() {
+    let mut total = Report::default();
+    for (blocks, slot_b) in [(2, SlotB::Preferred), (140, SlotB::Blank)] {
+        let release = Release::with_verity(&patterned(blocks * BLOCK), Some);
+        let machine = Machine::new(512, release.image.len(), slot_b);
+        let log = recorded(&machine, || machine.install(&release).unwrap());
+        machine.assert_updated(&release, "without a power cut");
+        let report = play(&machine, &release, &log);
+        assert_eq!(report.first_failure(), None, "{blocks} blocks, {slot_b:?}");
+        total.add(report);
+        // The third sync is that of the data, the fourth that of the tree.
+        assert_eq!(log.syncs(), 6);
+        caught(
+            "no sync of the tree",
+            &play(&machine, &release, &log.without_sync(3)),
+        );
+    }
+    total.expect_all_good("installation with a hash tree");
+}
+
+/// Boot selectors read it as soon as the slot may boot.
+#[test]
+fn the_root_hash_is_beside_the_kernel_before_the_slot_may_boot_and_an_old_one_is_gone() {
+    struct Watching(Machine, Arc<Mutex<Vec<Option<String>>>>);
+    impl BootControl for Watching {
+        fn mark_unbootable(&self, slots: &Slots) -> Result<(), BootError> {
+            self.0.boot().mark_unbootable(slots)
+        }
+        fn set_active(&self, slots: &Slots, proof: &Proof) -> Result<(), BootError> {
+            self.1.lock().unwrap().push(self.0.root_hash());
+            self.0.boot().set_active(slots, proof)
+        }
+        fn mark_successful(&self, slots: &Slots) -> Result<(), BootError> {
+            self.0.boot().mark_successful(slots)
+        }
+    }
+    let data = patterned(4 * BLOCK);
+    let with = Release::with_verity(&data, Some);
+    let line = with
+        .root_hash
+        .map(|hash| format!("{}\n", crate::install::hex(&hash)));
+    for (release, expected) in [
+        (with, line),
+        (Release::with_verity(&data, |_| None), None),
+        (Release::new(data.clone(), None), None),
+    ] {
+        let machine = Machine::new(512, 8 * BLOCK, SlotB::Preferred);
+        assert!(machine.root_hash().is_some(), "of the image before");
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let boot = Watching(machine.clone(), Arc::clone(&seen));
+        let (ended, _) = machine.attempt(&release).booting_by(boot).run();
+        ended.result.unwrap();
+        assert_eq!(*seen.lock().unwrap(), [expected]);
+        machine.assert_updated(&release, "after the flip");
+    }
+}
+
+#[test]
+fn a_tree_with_another_root_hash_than_the_signed_one_never_boots() {
+    let release = Release::with_verity(&patterned(4 * BLOCK), |_| Some([7; 32]));
+    let machine = Machine::new(512, 8 * BLOCK, SlotB::Preferred);
+    let error = machine.install(&release).unwrap_err();
+    let words = error.words();
+    assert!(
+        words.contains(&format!("its makers signed {}", "07".repeat(32))),
+        "{words}"
+    );
+    assert_eq!(error.code(), 15);
+    assert_eq!(machine.boots(&machine.disk, &release), Ok(A));
+    assert_eq!(machine.root_hash().unwrap(), "of the older image\n");
+    assert_eq!(deltas::judge(true, &error), Some(DeltaFailure::Hopeless));
+}
+
+/// The tree is made of what the medium holds, so that rot before it shows in the hash
+/// of the whole.
+#[test]
+fn rot_in_the_data_or_in_the_tree_is_refused() {
+    let release = Release::with_verity(&patterned(130 * BLOCK), Some);
+    for byte in [0, 130 * BLOCK - 1, 131 * BLOCK, release.image.len() - 1] {
+        let machine = Machine::new(512, release.image.len(), SlotB::Preferred);
+        let place = machine.slots.target.start + u64::try_from(byte).unwrap();
+        machine.disk.rot(place);
+        let error = machine.install(&release).unwrap_err();
+        assert!(matches!(error, UpdateError::ReadBack { .. }), "{error}");
+        assert_eq!(machine.boots(&machine.disk, &release), Ok(A));
+    }
+}
+
+#[test]
 fn a_power_cut_while_the_new_version_is_marked_successful_leaves_it_or_the_old_one() {
     let mut total = Report::default();
     for (sector_size, image, slot) in SIZES {
@@ -696,7 +785,12 @@ fn an_installation_killed_before_any_write_is_finished_by_the_next() {
     let (delta, old, kernel) = Release::delta();
     let full = Release::new(patterned(3 * MIB), Some(noise(9, 70_000)));
     let (mut kills, mut resumed) = (0, 0);
-    for (name, release, every) in [("full", full, 1), ("delta", delta, 4)] {
+    let verity = Release::with_verity(&patterned(200 * BLOCK), Some);
+    for (name, release, every) in [
+        ("full", full, 1),
+        ("delta", delta, 4),
+        ("verity", verity, 1),
+    ] {
         let machine = Machine::running(old.clone(), Some(&kernel), 4096, SlotB::Preferred);
         let killed = Arc::new(Mutex::new(Vec::new()));
         let watcher = {

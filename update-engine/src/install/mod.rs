@@ -3,7 +3,7 @@
 //!
 //! The order of the steps is the order of trust of `docs/failure-model.md`:
 //! lock, header and manifest, room, release and encoders, target unbootable, stream, signature, sync,
-//! read-back, post-install, flip. Nothing here decides whether to install; the
+//! hash tree, read-back, root hash, post-install, flip. Nothing here decides whether to install; the
 //! plan leaves no choice open.
 
 mod application;
@@ -14,6 +14,7 @@ mod decoders;
 mod proof;
 mod slot_image;
 mod slot_opener;
+mod verity;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! The files outside the slots that belong to one of them: kernel and PCR policy.
+//! The files outside the slots that belong to one of them: kernel, root hash and PCR policy.
 
 use std::path::PathBuf;
 
@@ -6,13 +6,16 @@ use super::{Letter, PlatformError, Slots};
 use crate::config::Settings;
 use crate::root::Root;
 
-/// Where the kernels and the PCR policy are, as paths to open. None of them need exist.
+/// Where the kernels, the root hash and the PCR policy are, as paths to open. None of them need exist.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KernelFiles {
     /// Kernel of the running slot, `/boot/flatcar/vmlinuz-a` or its like.
     pub source_kernel: PathBuf,
     /// Kernel of the slot to install into.
     pub target_kernel: PathBuf,
+    /// Root hash of the dm-verity tree in the slot to install into, `usrhash-b` beside the kernel.
+    /// Boot selectors put it on the kernel's command line.
+    pub target_root_hash: PathBuf,
     /// PCR policy of the slot to install into, `pcrs-b.zip` or its like in the state folder.
     pub target_pcr_policy: PathBuf,
 }
@@ -33,6 +36,7 @@ impl KernelFiles {
         Ok(Self {
             source_kernel: kernel(root, family, slots.source.letter)?,
             target_kernel: kernel(root, family, slots.target.letter)?,
+            target_root_hash: beside_kernels(root, family, "usrhash", slots.target.letter)?,
             target_pcr_policy: opened(root, &format!("{}/{policy}", settings.state_dir))?,
         })
     }
@@ -44,7 +48,16 @@ fn has_kernel(root: &Root, family: &str) -> Result<bool, PlatformError> {
 }
 
 fn kernel(root: &Root, family: &str, letter: Letter) -> Result<PathBuf, PlatformError> {
-    opened(root, &format!("/boot/{family}/vmlinuz-{}", letter.lower()))
+    beside_kernels(root, family, "vmlinuz", letter)
+}
+
+fn beside_kernels(
+    root: &Root,
+    family: &str,
+    name: &str,
+    letter: Letter,
+) -> Result<PathBuf, PlatformError> {
+    opened(root, &format!("/boot/{family}/{name}-{}", letter.lower()))
 }
 
 fn opened(root: &Root, path: &str) -> Result<PathBuf, PlatformError> {
@@ -119,6 +132,8 @@ mod tests {
                 files.target_kernel.ends_with(target),
                 "{present:?}: {files:?}"
             );
+            let root_hash = target.replace("vmlinuz", "usrhash");
+            assert!(files.target_root_hash.ends_with(root_hash), "{files:?}");
             let policy = format!(
                 "var/lib/update_engine/pcrs-{}.zip",
                 slots.target.letter.lower()

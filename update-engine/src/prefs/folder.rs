@@ -1,7 +1,7 @@
 //! The real store: one file per key in a folder.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use nix::fcntl::OFlag;
 
 use super::{Key, MAX_VALUE, StateStore, StoreError};
+use crate::whole_file;
 
 /// One file per key, replaced in one step.
 ///
@@ -72,24 +73,11 @@ impl StateStore for Prefs {
 
     fn commit(&self, key: Key, value: &[u8]) -> Result<(), StoreError> {
         check_length(key, value)?;
-        let new = self.dir.join(format!(".{key}.new"));
-        self.change(key, || {
-            // What a killed commit has left behind. Never written into: it could be anything by
-            // now.
-            remove_if_there(&new)?;
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .open(&new)?;
-            file.write_all(value)?;
-            file.sync_all()?;
-            fs::rename(&new, self.file(key))
-        })
+        self.change(key, || whole_file::replace(&self.file(key), value))
     }
 
     fn remove(&self, key: Key) -> Result<(), StoreError> {
-        self.change(key, || remove_if_there(&self.file(key)))
+        self.change(key, || whole_file::remove(&self.file(key)))
     }
 
     fn committed_at(&self, key: Key) -> Result<Option<SystemTime>, StoreError> {
@@ -137,13 +125,6 @@ fn open_value(path: &Path) -> io::Result<Option<File>> {
         ));
     }
     Ok(Some(file))
-}
-
-fn remove_if_there(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result,
-    }
 }
 
 /// Refuses a value that no reader would take.

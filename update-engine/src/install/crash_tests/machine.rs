@@ -18,7 +18,7 @@ use payload::make::{
     Profile, Scratch, Source,
 };
 use payload::recompress::Encoders;
-use payload::{Event, ImageInfo, Limits, PayloadStream, PublicKey, Trust};
+use payload::{Event, Image, ImageInfo, Limits, PayloadStream, PublicKey, Trust};
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
@@ -108,6 +108,7 @@ impl Machine {
         if let Some(kernel) = kernel {
             std::fs::write(folder.path().join("vmlinuz-a"), kernel).unwrap();
         }
+        std::fs::write(folder.path().join("usrhash-b"), "of the older image\n").unwrap();
         Self {
             disk,
             slots,
@@ -126,7 +127,7 @@ impl Machine {
         let mut random = Random(seed);
         let disk = self.disk.after_power_cut(|_| random.below(2) == 0);
         Self {
-            folder: self.copy_of(&["durable", "vmlinuz-a", "vmlinuz-b"]),
+            folder: self.copy_of(&["durable", "vmlinuz-a", "vmlinuz-b", "usrhash-b"]),
             ..self.restarted_from(disk)
         }
     }
@@ -135,7 +136,7 @@ impl Machine {
     pub(super) fn killed(&self) -> Self {
         let disk = FakeDisk::from_bytes(self.disk.sector_size(), self.disk.to_bytes());
         Self {
-            folder: self.copy_of(&["durable", "volatile", "vmlinuz-a", "vmlinuz-b"]),
+            folder: self.copy_of(&["durable", "volatile", "vmlinuz-a", "vmlinuz-b", "usrhash-b"]),
             boot_id: self.boot_id.clone(),
             ..self.restarted_from(disk)
         }
@@ -193,6 +194,7 @@ impl Machine {
         plan.files = KernelFiles {
             source_kernel: path("vmlinuz-a"),
             target_kernel: path("vmlinuz-b"),
+            target_root_hash: path("usrhash-b"),
             target_pcr_policy: path("pcrs-b.zip"),
         };
         plan.trust = Trust::new(vec![PublicKey::from_pem(release.signer).unwrap()], 1).unwrap();
@@ -247,6 +249,12 @@ impl Machine {
         );
         let kernel = std::fs::read(self.folder.path().join("vmlinuz-b")).ok();
         assert!(kernel == release.kernel, "{context}: the new kernel");
+        assert_eq!(self.root_hash(), release.root_hash_line(), "{context}");
+    }
+
+    /// What a boot selector reads beside the kernel of B.
+    pub(super) fn root_hash(&self) -> Option<String> {
+        std::fs::read_to_string(self.folder.path().join("usrhash-b")).ok()
     }
 }
 
@@ -327,6 +335,8 @@ pub(super) struct Release {
     pub(super) payload: Bytes,
     pub(super) image: Vec<u8>,
     pub(super) kernel: Option<Vec<u8>>,
+    /// The one that its makers have signed.
+    pub(super) root_hash: Option<[u8; 32]>,
     signer: &'static str,
 }
 
@@ -361,8 +371,58 @@ impl Release {
             payload: payload.into(),
             image,
             kernel,
+            root_hash: None,
             signer: PUBLIC,
         }
+    }
+
+    /// A payload of version 2 that leaves the hash tree to the machine, with the root hash
+    /// or without, or with another one that its makers have signed.
+    pub(super) fn with_verity(
+        data: &[u8],
+        signed: impl FnOnce([u8; 32]) -> Option<[u8; 32]>,
+    ) -> Self {
+        use payload::make::verity::{ImageReader, WithVerity};
+        let (data_file, scratch) = (file_of(data), file_of(&[]));
+        let appended = WithVerity::append(&data_file, None, &scratch).unwrap();
+        let root_hash = signed(appended.root_hash());
+        let mut reader = ImageReader::new(&appended);
+        let source = Source {
+            size: appended.len(),
+            reader: &mut reader,
+        };
+        let (blobs, threads) = (
+            std::io::Cursor::new(Vec::new()),
+            std::num::NonZeroUsize::MIN,
+        );
+        let mut draft = payload::make::full(source, None, Profile::V2, blobs, threads).unwrap();
+        draft
+            .set_hash_tree(appended.tree(), appended.info())
+            .unwrap();
+        draft
+            .set_release(payload::Release {
+                verity_root_hash: root_hash,
+                ..payload::Release::default()
+            })
+            .unwrap();
+        let mut payload = Vec::new();
+        let keys = [PrivateKey::from_pem(PRIVATE).unwrap()];
+        draft.sign(&keys, &mut payload).unwrap();
+        let mut image = Vec::new();
+        std::io::Read::read_to_end(&mut ImageReader::new(&appended), &mut image).unwrap();
+        std::io::Read::read_to_end(&mut ImageReader::new(&scratch), &mut image).unwrap();
+        Self {
+            payload: payload.into(),
+            image,
+            kernel: None,
+            root_hash,
+            signer: PUBLIC,
+        }
+    }
+
+    fn root_hash_line(&self) -> Option<String> {
+        self.root_hash
+            .map(|hash| format!("{}\n", crate::install::hex(&hash)))
     }
 
     /// The original generator's in-place delta of an image and a kernel, and what it is a
@@ -377,6 +437,7 @@ impl Release {
             payload: read("delta.payload").into(),
             image: image("new.img.zst"),
             kernel: Some(image("kernel-new.zst")),
+            root_hash: None,
             signer: include_str!("../../../../fixtures/crau-v1/key.pub.pem"),
         };
         (release, image("old.img.zst"), image("kernel-old.zst"))
@@ -445,6 +506,7 @@ impl Release {
             payload: payload.into(),
             image,
             kernel: Some(kernel),
+            root_hash: None,
             signer: PUBLIC,
         };
         (release, old, old_kernel)
@@ -489,6 +551,7 @@ impl Release {
             payload: payload.into(),
             image,
             kernel: None,
+            root_hash: None,
             signer: PUBLIC,
         }
     }
