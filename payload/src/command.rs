@@ -6,6 +6,7 @@ mod encoders;
 mod generate;
 mod hash;
 mod keygen;
+mod named;
 mod show;
 mod sign;
 mod verify;

@@ -20,8 +20,7 @@ use crate::trust::Trust;
 /// Where the parts of an update go.
 ///
 /// For a delta of version 1 each must hold a copy of the old content already; it is
-/// changed in place. Kernel and PCR policy files are cut to their new size. Further
-/// parts that version 2 may name are left out.
+/// changed in place. Kernel and PCR policy files are cut to their new size.
 pub struct Targets<'a> {
     /// The partition or image file, at least as large as the new image.
     pub partition: &'a dyn Image,
@@ -29,6 +28,9 @@ pub struct Targets<'a> {
     pub kernel: Option<&'a File>,
     /// The PCR policy file; without it the policy is left out.
     pub pcr_policy: Option<&'a File>,
+    /// Further partitions by name, as large as whole blocks of the new images take;
+    /// those not among them are left out.
+    pub named: &'a [(&'a str, &'a dyn Image)],
 }
 
 /// Where the parts of an old system are, for a delta of version 2. They are read
@@ -39,6 +41,8 @@ pub struct Sources<'a> {
     pub partition: Option<&'a dyn Image>,
     /// The old kernel file.
     pub kernel: Option<&'a dyn Image>,
+    /// Further old partitions by name.
+    pub named: &'a [(&'a str, &'a dyn Image)],
     /// The encoders at hand, for a delta of compressed images.
     pub encoders: Option<&'a Encoders>,
 }
@@ -48,15 +52,22 @@ impl<'a> Sources<'a> {
         match target {
             Target::Partition => self.partition,
             Target::Kernel => self.kernel,
-            Target::PcrPolicy | Target::Unknown(_) | Target::Named(_) => None,
+            Target::Named(name) => find(self.named, name),
+            Target::PcrPolicy | Target::Unknown(_) => None,
         }
     }
+}
+
+fn find<'a>(named: &[(&str, &'a dyn Image)], wanted: &str) -> Option<&'a dyn Image> {
+    let mut named = named.iter();
+    named.find_map(|(name, image)| (*name == wanted).then_some(*image))
 }
 
 impl Targets<'_> {
     fn image(&self, target: &Target) -> Option<&dyn Image> {
         match target {
             Target::Partition => Some(self.partition),
+            Target::Named(name) => find(self.named, name),
             _ => self.file(target).map(|file| file as &dyn Image),
         }
     }
@@ -112,6 +123,9 @@ pub fn apply_payload(
         .partition
         .check_room(Target::Partition, targets.partition)?;
     for (target, part, image) in images(manifest, targets) {
+        if matches!(target, Target::Named(_)) {
+            part.check_room(target.clone(), image)?;
+        }
         let old = match manifest.format {
             Format::V1 => Some(image),
             Format::V2 => sources.image(&target),

@@ -55,10 +55,10 @@ pub enum Profile {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MakeError {
-    /// An empty image or kernel would make machines unbootable.
+    /// An empty image, kernel or partition would make machines unbootable.
     #[error("{what} is empty")]
     EmptySource {
-        /// "image" or "kernel".
+        /// "image", "kernel" or "partition".
         what: &'static str,
     },
     /// Images are made of whole blocks.
@@ -74,7 +74,7 @@ pub enum MakeError {
     /// Reading an image or kernel failed.
     #[error("read {what} at offset {offset}")]
     ReadSource {
-        /// "image" or "kernel".
+        /// "image", "kernel" or "partition".
         what: &'static str,
         /// Byte offset of the chunk that was being read.
         offset: u64,
@@ -86,7 +86,7 @@ pub enum MakeError {
         "{what} has {found} bytes instead of the {announced} it had at the start; did another program write to it"
     )]
     SourceChanged {
-        /// "image" or "kernel".
+        /// "image", "kernel" or "partition".
         what: &'static str,
         /// Bytes at the start.
         announced: u64,

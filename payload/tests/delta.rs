@@ -110,11 +110,13 @@ fn applied(payload: &[u8], old: &[u8]) -> Vec<u8> {
         partition: &target,
         kernel: None,
         pcr_policy: None,
+        named: &[],
     };
     let source = Memory::of(old);
     let sources = Sources {
         partition: Some(&source),
         kernel: None,
+        named: &[],
         encoders: Some(encoders()),
     };
     apply_payload(&mut reader, &verified, &targets, &sources, &mut |_| ()).unwrap();

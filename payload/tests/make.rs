@@ -63,6 +63,7 @@ proptest! {
         let written = full(
             source(&mut image_reader),
             kernel_reader.as_mut().map(source),
+            Vec::new(),
             profile,
             Cursor::new(Vec::new()),
             NonZeroUsize::new(threads).unwrap(),
@@ -83,6 +84,7 @@ proptest! {
             partition: &partition,
             kernel: Some(&kernel_file),
             pcr_policy: None,
+            named: &[],
         };
         apply_payload(&mut made, &verified, &targets, &Sources::default(), &mut |_| ()).unwrap();
         prop_assert!(content(&partition) == image);

@@ -135,11 +135,13 @@ fn a_delta_of_prepared_operations_applies() {
         partition: partition.as_file(),
         kernel: Some(kernel.as_file()),
         pcr_policy: None,
+        named: &[],
     };
     let sources = Sources {
         encoders: None,
         partition: Some(old_file.as_file()),
         kernel: Some(old_kernel_file.as_file()),
+        named: &[],
     };
     apply_payload(&mut made, &verified, &targets, &sources, &mut |_| ()).unwrap();
     assert!(fs::read(partition.path()).unwrap() == new);
@@ -152,6 +154,7 @@ fn a_delta_of_prepared_operations_applies() {
         partition: untouched.as_file(),
         kernel: None,
         pcr_policy: None,
+        named: &[],
     };
     let of = |partition: &File| partition.try_clone().unwrap();
     let other = of(other.as_file());
@@ -164,6 +167,7 @@ fn a_delta_of_prepared_operations_applies() {
             Sources {
                 encoders: None,
                 partition: Some(&other),
+                named: &[],
                 kernel: None,
             },
             "partition: the old content is not what this delta payload was made from",

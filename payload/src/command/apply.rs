@@ -13,6 +13,7 @@ use payload::{
     Image, Manifest, Part, Sources, Target, Targets, Verified, apply_payload, verify_payload,
 };
 
+use super::named::NamedFile;
 use super::verify::{TrustArgs, signers};
 use crate::files;
 use crate::talk::{progress, say};
@@ -33,7 +34,7 @@ Examples:
   payload apply --public-key release.pub.pem --target new.img update.payload
 
   payload apply --public-key release.pub.pem --target new.img \\
-      --target-kernel vmlinuz update.payload
+      --target-kernel vmlinuz --target-partition oem=oem.img update.payload
 
   # A delta, onto another partition.
   payload apply --public-key release.pub.pem --old old.img --target /dev/sdb4 \\
@@ -53,6 +54,12 @@ pub(crate) struct Apply {
     /// Where the new kernel goes; it is left out otherwise.
     #[arg(long, value_name = "FILE")]
     target_kernel: Option<PathBuf>,
+    /// A further old partition, for a delta payload.
+    #[arg(long, value_name = "NAME=FILE", value_parser = NamedFile::parse)]
+    old_partition: Vec<NamedFile>,
+    /// Where a further new partition goes; those not named are left out.
+    #[arg(long, value_name = "NAME=FILE", value_parser = NamedFile::parse)]
+    target_partition: Vec<NamedFile>,
     /// Folder of further compression libraries that the payload may ask for.
     #[arg(long, value_name = "DIR", default_value = Encoders::DIRECTORY)]
     encoders: PathBuf,
@@ -91,20 +98,26 @@ impl Apply {
     fn steps<'a>(&'a self, manifest: &'a Manifest) -> Result<Vec<Step<'a>>> {
         let mut steps = Vec::new();
         for (target, part) in manifest.parts() {
-            let (path, source, option) = match target {
-                Target::Partition => (Some(&self.target), &self.old, "--old"),
+            let (path, source, option) = match &target {
+                Target::Partition => (Some(&self.target), self.old.as_ref(), "--old".to_owned()),
                 Target::Kernel => (
                     self.target_kernel.as_ref(),
-                    &self.old_kernel,
-                    "--old-kernel",
+                    self.old_kernel.as_ref(),
+                    "--old-kernel".to_owned(),
                 ),
-                Target::PcrPolicy | Target::Unknown(_) | Target::Named(_) => (None, &None, ""),
+                Target::Named(name) => (
+                    NamedFile::find(&self.target_partition, name).map(|file| &file.path),
+                    NamedFile::find(&self.old_partition, name).map(|file| &file.path),
+                    format!("--old-partition {name}=FILE"),
+                ),
+                Target::PcrPolicy | Target::Unknown(_) => (None, None, String::new()),
             };
             match path {
                 Some(path) => steps.push(Step {
                     part,
                     path,
-                    source: open_source(&target, part, source.as_deref(), option)?,
+                    source: open_source(&target, part, source.map(PathBuf::as_path), &option)?,
+                    block_size: manifest.block_size.into(),
                     target,
                     in_place: manifest.is_in_place(),
                 }),
@@ -113,6 +126,16 @@ impl Apply {
         }
         if self.target_kernel.is_some() && manifest.part(&Target::Kernel).is_none() {
             bail!("the payload holds no kernel, so there is none for --target-kernel");
+        }
+        for NamedFile { name, .. } in &self.target_partition {
+            if manifest
+                .part(&Target::Named(name.as_str().into()))
+                .is_none()
+            {
+                bail!(
+                    "the payload holds no partition {name}, so there is none for --target-partition"
+                );
+            }
         }
         Ok(steps)
     }
@@ -132,16 +155,33 @@ fn write(
     }
     let of = |target: Target| outputs.iter().find(|output| output.step.target == target);
     let (partition, kernel) = (of(Target::Partition), of(Target::Kernel));
+    let named: Vec<_> = outputs
+        .iter()
+        .filter_map(|output| match &output.step.target {
+            Target::Named(name) => Some((&**name, output)),
+            _ => None,
+        })
+        .collect();
+    let new: Vec<_> = named
+        .iter()
+        .map(|(name, output)| (*name, &output.file as &dyn Image))
+        .collect();
+    let old: Vec<_> = named
+        .iter()
+        .filter_map(|(name, output)| Some((*name, output.old()?)))
+        .collect();
     let targets = Targets {
         partition: &partition
             .expect("every manifest updates the partition")
             .file,
         kernel: kernel.map(|output| &output.file),
         pcr_policy: None,
+        named: &new,
     };
     let sources = Sources {
         partition: partition.and_then(Output::old),
         kernel: kernel.and_then(Output::old),
+        named: &old,
         encoders: Some(encoders),
     };
     let bar = progress("apply", verified.size());
@@ -160,6 +200,8 @@ struct Step<'a> {
     path: &'a Path,
     /// What a delta starts from, checked, and how many bytes of it.
     source: Option<(File, u64)>,
+    /// Operations write whole blocks of so many bytes.
+    block_size: u64,
     /// Whether a delta turns a copy of that into the new content.
     in_place: bool,
 }
@@ -168,6 +210,7 @@ impl Step<'_> {
     /// Bytes that the target needs while it is written.
     fn room(&self) -> u64 {
         let new = self.part.new.size;
+        let new = new.checked_next_multiple_of(self.block_size).unwrap_or(new);
         match &self.part.old {
             Some(old) if self.in_place => new.max(old.size),
             _ => new,

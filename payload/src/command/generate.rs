@@ -4,6 +4,7 @@ mod delta;
 mod facts;
 mod verity;
 
+use std::fs::File;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
@@ -15,6 +16,7 @@ use payload::make::{self, Profile, Source};
 use payload::pipeline;
 use payload::recompress::Encoders;
 
+use super::named::NamedFile;
 use crate::files::{self, Output};
 use crate::keys;
 use crate::talk::{progress, say, signed_by};
@@ -46,6 +48,9 @@ Examples:
   payload generate --new usr.img --board amd64-usr --release-version 4230.1.0 \\
       --expires $(date -d '+90 days' +%s) --private-key release.pem --out update.payload
 
+  # With a further partition that each slot has of its own.
+  payload generate --new usr.img --partition oem=oem.img --private-key release.pem --out u.payload
+
   # With a dm-verity tree, which machines build themselves. usrhash=HEX on stdout belongs on
   # the kernel's command line.
   payload generate --new usr.img --verity --kernel vmlinuz --private-key release.pem --out u.payload
@@ -65,11 +70,19 @@ pub(crate) struct Generate {
     /// Kernel of the system to update from.
     #[arg(long, value_name = "FILE", requires = "old", requires = "kernel")]
     old_kernel: Option<PathBuf>,
+    /// Image of a further partition, which machines install where their PARTITIONS setting
+    /// says. Give it again for more partitions.
+    #[arg(long, value_name = "NAME=FILE", value_parser = NamedFile::parse)]
+    partition: Vec<NamedFile>,
+    /// The same of the system to update from.
+    #[arg(long, value_name = "NAME=FILE", value_parser = NamedFile::parse, requires = "old")]
+    old_partition: Vec<NamedFile>,
     /// Folder of further compression libraries (libzstd*.so*, liblz4*.so*) that may have
     /// made the compressed blocks of the images. Machines need the same ones.
     #[arg(long, value_name = "DIR", default_value = Encoders::DIRECTORY)]
     encoders: PathBuf,
-    /// Format of the payload: v1 unless --old, verity or a fact about the release asks for v2.
+    /// Format of the payload: v1 unless --old, --partition, verity or a fact
+    /// about the release asks for v2.
     #[arg(long, value_enum)]
     format: Option<Format>,
     #[command(flatten)]
@@ -102,9 +115,14 @@ impl Generate {
         let (image, _) = files::open(&self.new)?;
         let kernel = self.kernel.as_deref().map(files::open).transpose()?;
         let kernel_size = kernel.as_ref().map_or(0, |(_, size)| *size);
+        let partitions = open_all(&self.partition)?;
         files::check_replaceable(&self.out)?;
+        if let Some(name) = NamedFile::without(&self.old_partition, &self.partition) {
+            bail!("--old-partition {name}=... needs --partition {name}=... for the new one");
+        }
         let old = self.old.as_deref().map(files::open).transpose()?;
         let old_kernel = self.old_kernel.as_deref().map(files::open).transpose()?;
+        let old_partitions = open_all(&self.old_partition)?;
         let scratch = files::scratch_beside(&self.out)?;
 
         let context = || format!("make a payload of {}", self.new.display());
@@ -117,7 +135,8 @@ impl Generate {
             Some(appended) => appended,
             None => &image,
         };
-        let total = image.len().saturating_add(kernel_size);
+        let sizes = partitions.iter().map(|(_, _, size)| *size);
+        let total = sizes.fold(image.len().saturating_add(kernel_size), u64::saturating_add);
         let draft = if let Some((old, _)) = &old {
             let image = Pair {
                 old: Some(old),
@@ -127,12 +146,29 @@ impl Generate {
                 old: old_kernel.as_ref().map(|(old, _)| old),
                 new,
             });
+            let named: Vec<_> = partitions
+                .iter()
+                .map(|(name, new, _)| {
+                    let mut old = old_partitions.iter();
+                    let old = old.find(|(other, ..)| other == name);
+                    let old = old.map(|(_, old, _)| old);
+                    (*name, Pair { old, new })
+                })
+                .collect();
             let encoders = Encoders::available(&self.encoders);
-            delta::draft(&image, kernel.as_ref(), profile, &encoders, scratch)
+            delta::draft(&image, kernel.as_ref(), &named, profile, &encoders, scratch)
         } else {
             let bar = progress("compress", total);
             let mut reader = bar.wrap_read(ImageReader::new(image));
             let mut kernel = kernel.map(|(file, size)| (bar.wrap_read(file), size));
+            let mut partitions: Vec<_> = partitions
+                .into_iter()
+                .map(|(name, file, size)| (name, bar.wrap_read(file), size))
+                .collect();
+            let named = partitions.iter_mut().map(|(name, reader, size)| {
+                let size = *size;
+                ((*name).to_owned(), Source { reader, size })
+            });
             let draft = make::full(
                 Source {
                     reader: &mut reader,
@@ -142,6 +178,7 @@ impl Generate {
                     reader,
                     size: *size,
                 }),
+                named.collect(),
                 profile,
                 scratch,
                 pipeline::all_cores(),
@@ -171,7 +208,11 @@ impl Generate {
 
     fn profile(&self) -> Result<Profile> {
         let old = self.old.as_ref().map(|_| "--old");
-        let needs_version_2 = old.or(self.verity.first()).or(self.facts.first());
+        let partition = self.partition.first().map(|_| "--partition");
+        let needs_version_2 = old
+            .or(partition)
+            .or(self.verity.first())
+            .or(self.facts.first());
         Ok(match (self.format, needs_version_2) {
             (Some(Format::V1), Some(option)) => {
                 bail!("{option} needs format version 2; leave out --format v1")
@@ -181,4 +222,14 @@ impl Generate {
             (Some(Format::V2Aosp), _) => Profile::V2Aosp,
         })
     }
+}
+
+/// Each with its name and size.
+fn open_all(files: &[NamedFile]) -> Result<Vec<(&str, File, u64)>> {
+    let files = files.iter();
+    let opened = files.map(|NamedFile { name, path }| {
+        let (file, size) = files::open(path)?;
+        Ok((&**name, file, size))
+    });
+    opened.collect()
 }

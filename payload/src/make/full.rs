@@ -24,8 +24,8 @@ use crate::{pipeline, wire};
 /// Bytes of the image per operation: 256 blocks.
 const CHUNK_SIZE: u64 = 1 << 20;
 
-/// Compresses `image` and, where there is one, `kernel` into a full payload,
-/// which is then signed or left unsigned through [`Draft`].
+/// Compresses `image` and, where there are some, `kernel` and the partitions of `named`
+/// with their names into a full payload, which is then signed or left unsigned through [`Draft`].
 ///
 /// Compressed data goes to `scratch`, which starts empty and belongs to the draft
 /// from then on. Memory is bounded, most of it the compressor's: for each of
@@ -38,6 +38,7 @@ const CHUNK_SIZE: u64 = 1 << 20;
 pub fn full<S: Read + Write + Seek>(
     image: Source<'_>,
     kernel: Option<Source<'_>>,
+    named: Vec<(String, Source<'_>)>,
     profile: Profile,
     scratch: S,
     threads: NonZeroUsize,
@@ -49,11 +50,17 @@ pub fn full<S: Read + Write + Seek>(
     if let Some(kernel) = &kernel {
         check_not_empty("kernel", kernel)?;
     }
+    for (_, source) in &named {
+        check_not_empty("partition", source)?;
+    }
     let scratch = Scratch::new(scratch);
     match profile {
-        Profile::V1 => full_v1(image, kernel, scratch, threads),
+        Profile::V1 if named.is_empty() => full_v1(image, kernel, scratch, threads),
+        Profile::V1 => Err(MakeError::NeedsVersion2 {
+            what: "further partitions",
+        }),
         Profile::V2 | Profile::V2Aosp => {
-            partitions::full_v2(image, kernel, profile, scratch, threads)
+            partitions::full_v2(image, kernel, named, profile, scratch, threads)
         }
     }
 }
@@ -192,6 +199,7 @@ mod tests {
         full(
             source(&mut image_reader, image),
             kernel.map(|kernel| source(&mut kernel_reader, kernel)),
+            Vec::new(),
             Profile::V1,
             Cursor::new(Vec::new()),
             NonZeroUsize::new(threads).unwrap(),
@@ -327,6 +335,7 @@ mod tests {
                     size: 2 << 20,
                 },
                 None,
+                Vec::new(),
                 Profile::V1,
                 Cursor::new(Vec::new()),
                 NonZeroUsize::MIN,
@@ -414,6 +423,7 @@ mod tests {
                 size: 9 << 20,
             },
             None,
+            Vec::new(),
             Profile::V1,
             Counting {
                 read: &read,

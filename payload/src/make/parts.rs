@@ -26,6 +26,8 @@ pub struct Parts {
     pub partition: Option<PreparedPart>,
     /// The update of the kernel file.
     pub kernel: Option<PreparedPart>,
+    /// Updates of further partitions, with their names.
+    pub named: Vec<(String, PreparedPart)>,
     /// What RECOMPRESS operations compress with; their data refers to these by position.
     pub encoders: Vec<String>,
     /// What the makers say of the release.
@@ -143,6 +145,9 @@ impl Parts {
                 partitions.push(part.into_wire(name, &mut blobs));
             }
         }
+        for (name, part) in self.named {
+            partitions.push(part.into_wire(&name, &mut blobs));
+        }
         let manifest = wire::DeltaArchiveManifestV2 {
             block_size: Some(BLOCK_SIZE),
             minor_version: Some(minor_version),
@@ -160,7 +165,8 @@ impl Parts {
     }
 
     fn minor_version(&self, profile: Profile) -> Result<u32, MakeError> {
-        let parts = || self.partition.iter().chain(&self.kernel);
+        let named = || self.named.iter().map(|(_, part)| part);
+        let parts = || self.partition.iter().chain(&self.kernel).chain(named());
         let operations = || parts().flat_map(|part| &part.operations).enumerate();
         if profile == Profile::V2Aosp {
             let own =

@@ -112,6 +112,94 @@ fn what_a_format_cannot_do_is_refused() {
     assert!(!bench.exists("o"));
 }
 
+/// Of any size, since files and devices that are larger can hold them.
+#[test]
+fn further_partitions_travel_and_are_applied_where_they_are_told_to() {
+    let bench = bench();
+    let (old_oem, new_oem) = (
+        noise(5, 40_000),
+        [noise(5, 30_000), noise(6, 20_001)].concat(),
+    );
+    bench.write("oem-1.img", &old_oem);
+    bench.write("oem-2.img", &new_oem);
+    bench.write("data.img", &noise(7, 5 * 4096));
+    let key = "--private-key KEYS/ed25519_DO_NOT_USE.pem";
+    for (format, old) in [
+        ("v2", ""),
+        ("v2-aosp", ""),
+        ("v2", " --old new.img --old-partition oem=oem-1.img"),
+    ] {
+        bench.good(&format!(
+            "generate --new new.img --partition oem=oem-2.img --partition data=data.img \
+             --format {format}{old} {key} --out u"
+        ));
+        bench.good("verify --public-key KEYS/ed25519.pub.pem u");
+        let shown: serde_json::Value = serde_json::from_str(&bench.good("show --json u")).unwrap();
+        let targets: Vec<_> = (0..3).map(|part| &shown["parts"][part]["target"]).collect();
+        assert_eq!(targets, ["partition", "oem", "data"]);
+        bench.good(&format!(
+            "apply --public-key KEYS/ed25519.pub.pem{old} --target out.img \
+             --target-partition oem=out-oem.img u"
+        ));
+        assert!(bench.read("out-oem.img") == new_oem, "{format}{old}");
+        assert!(bench.read("out.img") == bench.read("new.img"));
+        let left_out = bench
+            .payload("apply --public-key KEYS/ed25519.pub.pem --old new.img --target out.img u");
+        assert_eq!(left_out.status, Some(0), "{left_out:?}");
+        for name in ["oem", "data"] {
+            let words = format!("payload: the {name} is left out");
+            assert!(left_out.stderr.contains(&words), "{left_out:?}");
+        }
+    }
+    let stderr = bench.refused(
+        "apply --public-key KEYS/ed25519.pub.pem --old new.img --target out.img \
+         --target-partition oem=o u",
+    );
+    assert!(
+        stderr.contains("give the old oem that it was made from with --old-partition oem=FILE"),
+        "{stderr}"
+    );
+    assert!(!bench.exists("o"));
+    let stderr = bench.refused(
+        "apply --public-key KEYS/ed25519.pub.pem --old new.img --target out.img \
+         --target-partition vendor=o u",
+    );
+    assert!(
+        stderr.contains("the payload holds no partition vendor"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn further_partitions_that_cannot_be_are_refused() {
+    let bench = bench();
+    for (arguments, reason) in [
+        (
+            "--partition oem=vmlinuz --format v1",
+            "--partition needs format version 2; leave out --format v1",
+        ),
+        (
+            "--partition usr=vmlinuz",
+            "partitions[1].partition_name: a second update of the partition",
+        ),
+        (
+            "--partition a/b=vmlinuz",
+            "partitions[1].partition_name: \"a/b\" is no name of a partition",
+        ),
+        (
+            "--old new.img --partition a=vmlinuz --old-partition b=vmlinuz",
+            "--old-partition b=... needs --partition b=... for the new one",
+        ),
+    ] {
+        let stderr = bench.refused(&format!("generate --new new.img {arguments} --out o"));
+        assert!(stderr.contains(reason), "{stderr}");
+    }
+    let outcome = bench.payload("generate --new new.img --partition oem --out o");
+    assert_eq!(outcome.status, Some(2), "{outcome:?}");
+    assert!(outcome.stderr.contains("as oem=oem.img"), "{outcome:?}");
+    assert!(!bench.exists("o"));
+}
+
 #[test]
 fn signatures_of_openssl_attach_to_the_file_that_signing_makes() {
     let bench = bench();

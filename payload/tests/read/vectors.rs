@@ -200,6 +200,7 @@ fn files_are_applied_and_the_kernel_is_cut_to_its_size() {
             partition: &image,
             kernel: Some(&kernel),
             pcr_policy: None,
+            named: &[],
         };
         let mut done = 0;
         let mut payload = Cursor::new(original(payload));
@@ -238,6 +239,7 @@ fn nothing_of_a_file_is_written_before_its_signature_is_good() {
             partition: &machine.partition,
             kernel: Some(&kernel),
             pcr_policy: None,
+            named: &[],
         };
         let mut payload = Cursor::new(original(payload));
         let error = verify_payload(&mut payload, trust, &mut |_| ())
@@ -302,6 +304,7 @@ fn a_file_that_changes_after_its_verification_is_refused() {
             partition: &machine.partition,
             kernel: None,
             pcr_policy: None,
+            named: &[],
         };
         let mut payload = Cursor::new(payload);
         let error = apply_payload(
@@ -382,6 +385,7 @@ fn a_pcr_policy_is_written_beside_and_a_later_procedure_is_skipped() {
         partition: &image,
         kernel: Some(&create("kernel")),
         pcr_policy: Some(&create("policy")),
+        named: &[],
     };
     let mut payload = Cursor::new(payload.unsigned());
     let trust = Trust::allow_unsigned(vec![]);

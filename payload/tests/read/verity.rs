@@ -265,7 +265,8 @@ fn a_tree_other_than_the_signed_one_is_refused_and_the_right_one_is_written() {
         };
         let threads = std::num::NonZeroUsize::MIN;
         let scratch = Cursor::new(Vec::new());
-        let mut draft = make::full(source, None, Profile::V2, scratch, threads).unwrap();
+        let mut draft =
+            make::full(source, None, Vec::new(), Profile::V2, scratch, threads).unwrap();
         draft.set_hash_tree(with.tree(), with.info()).unwrap();
         draft
             .set_release(Release {
@@ -292,6 +293,7 @@ fn a_tree_other_than_the_signed_one_is_refused_and_the_right_one_is_written() {
             partition: &partition,
             kernel: None,
             pcr_policy: None,
+            named: &[],
         };
         let applied = apply_payload(
             &mut Cursor::new(&payload),

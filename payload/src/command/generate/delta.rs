@@ -20,16 +20,19 @@ pub(super) struct Pair<'a> {
     pub(super) new: &'a dyn Image,
 }
 
-/// Makes the delta of an image, and of the kernel beside it.
+/// Makes the delta of an image, of the kernel beside it and of further partitions.
 pub(super) fn draft(
     image: &Pair<'_>,
     kernel: Option<&Pair<'_>>,
+    named: &[(&str, Pair<'_>)],
     profile: Profile,
     encoders: &Encoders,
     scratch: File,
 ) -> Result<Draft<File>> {
     let size = |pair: &Pair<'_>| pair.new.len();
-    let total = size(image).saturating_add(kernel.map_or(0, size));
+    let before_named = size(image).saturating_add(kernel.map_or(0, size));
+    let sizes = named.iter().map(|(_, pair)| size(pair));
+    let total = sizes.fold(before_named, u64::saturating_add);
     let bar = progress("compare", total);
     let mut scratch = Scratch::new(scratch);
     let mut names = Vec::new();
@@ -48,14 +51,23 @@ pub(super) fn draft(
     };
     let made = make(image, "image", 0).and_then(|partition| {
         let kernel = kernel.map(|pair| make(pair, "kernel", size(image)));
-        Ok((partition, kernel.transpose()?))
+        let kernel = kernel.transpose()?;
+        let mut done = before_named;
+        let mut parts = Vec::new();
+        for (name, pair) in named {
+            let (part, _) = make(pair, "partition", done)?;
+            parts.push(((*name).to_owned(), part));
+            done += size(pair);
+        }
+        Ok((partition, kernel, parts))
     });
     bar.finish_and_clear();
-    let ((partition, findings), kernel) = made?;
+    let ((partition, findings), kernel, named) = made?;
     tell(&findings);
     let parts = Parts {
         partition: Some(partition),
         kernel: kernel.map(|(part, _)| part),
+        named,
         encoders: names,
         release: None,
     };

@@ -52,12 +52,11 @@ const WINDOW: usize = 4 << 20;
 
 /// What a delta is made of and with.
 pub struct Delta<'a> {
-    /// "image" or "kernel".
+    /// "image", "kernel" or "partition".
     pub what: &'static str,
     /// The image that machines run now; none for a part that is sent whole.
     pub old: Option<&'a dyn Image>,
-    /// The image that they are to run; unless it is a kernel, a multiple of
-    /// [`BLOCK_SIZE`] bytes.
+    /// The image that they are to run; "image" is a multiple of [`BLOCK_SIZE`] bytes.
     pub new: &'a dyn Image,
     /// The encoders that may be named in the payload.
     pub encoders: &'a Encoders,

@@ -32,6 +32,7 @@ const XZ_PRESET: u32 = 6;
 pub(super) fn full_v2<S: Read + Write + Seek>(
     image: Source<'_>,
     kernel: Option<Source<'_>>,
+    named: Vec<(String, Source<'_>)>,
     profile: Profile,
     mut scratch: Scratch<S>,
     threads: NonZeroUsize,
@@ -40,9 +41,17 @@ pub(super) fn full_v2<S: Read + Write + Seek>(
     let kernel = kernel
         .map(|kernel| replace_all("kernel", kernel, profile, &mut scratch, threads))
         .transpose()?;
+    let named = named
+        .into_iter()
+        .map(|(name, source)| {
+            let part = replace_all("partition", source, profile, &mut scratch, threads)?;
+            Ok((name, part))
+        })
+        .collect::<Result<_, MakeError>>()?;
     let parts = Parts {
         partition: Some(partition),
         kernel,
+        named,
         ..Parts::default()
     };
     parts.draft(profile, scratch)

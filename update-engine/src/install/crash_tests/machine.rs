@@ -360,6 +360,7 @@ impl Release {
                 size: size(reader),
                 reader,
             }),
+            Vec::new(),
             profile,
             std::io::Cursor::new(Vec::new()),
             std::num::NonZeroUsize::MIN,
@@ -395,7 +396,8 @@ impl Release {
             std::io::Cursor::new(Vec::new()),
             std::num::NonZeroUsize::MIN,
         );
-        let mut draft = payload::make::full(source, None, Profile::V2, blobs, threads).unwrap();
+        let mut draft =
+            payload::make::full(source, None, Vec::new(), Profile::V2, blobs, threads).unwrap();
         draft
             .set_hash_tree(appended.tree(), appended.info())
             .unwrap();
