@@ -14,6 +14,7 @@
 //! | [`etcd`] | etcd nodes of the test's own, with faults |
 //! | [`disk`] | a disk with two slots, in a file |
 //! | [`release`] | a new version: image, kernel, signed payload |
+//! | [`service_manager`] | systemd and logind of a machine |
 //! | [`omaha`] | what an update server says, and hears |
 //! | [`fault_server`] | an HTTP server that can misbehave |
 //! | [`update_server`] | it, offering a release |
@@ -31,4 +32,5 @@ pub mod omaha;
 pub mod process;
 pub mod programs;
 pub mod release;
+pub mod service_manager;
 pub mod update_server;

@@ -140,6 +140,15 @@ impl Machine {
     ///
     /// As [`Machine::start_daemon`].
     pub fn start_daemon_in(&self, slot: Slot) -> Result<Running> {
+        self.start_daemon_with(slot, &[])
+    }
+
+    /// As [`Machine::start_daemon_in`], with further variables of the environment.
+    ///
+    /// # Errors
+    ///
+    /// As [`Machine::start_daemon`].
+    pub fn start_daemon_with(&self, slot: Slot, variables: &[(&str, &str)]) -> Result<Running> {
         let mut command = program("update_engine")?;
         command
             .arg("-foreground")
@@ -148,7 +157,8 @@ impl Machine {
             .arg("--disk")
             .arg(self.disk.path())
             .args(["--booted-slot", slot.letter(), "--bus", self.bus.address()])
-            .env("RUST_LOG", "info");
+            .env("RUST_LOG", "info")
+            .envs(variables.iter().copied());
         let daemon = Running::start(&mut command)?;
         self.client(&["-status"])
             .and_then(Finished::success)

@@ -29,6 +29,8 @@ pub struct Recipe {
     pub kernel_size: usize,
     /// Fixture key that signs it, `ed25519` for example.
     pub key: &'static str,
+    /// Further options of `payload generate`.
+    pub options: &'static [&'static str],
 }
 
 impl Default for Recipe {
@@ -38,6 +40,7 @@ impl Default for Recipe {
             content_size: 8 << 20,
             kernel_size: 100_000,
             key: "ed25519",
+            options: &[],
         }
     }
 }
@@ -77,6 +80,7 @@ impl Release {
             .arg(path("vmlinuz"))
             .arg("--private-key")
             .arg(private_key(recipe.key))
+            .args(recipe.options)
             .arg("--out")
             .arg(path("payload"));
         run(&mut generate, MAKE_LIMIT)?

@@ -16,8 +16,8 @@ use system_tests::disk::Slot;
 use system_tests::fault_server::{Answer, Exchange, Fault, FaultServer};
 use system_tests::machine::Machine;
 use system_tests::omaha::{events, requests};
-use system_tests::process::Running;
-use system_tests::programs::program;
+use system_tests::process::{Running, run};
+use system_tests::programs::{program, system_tool};
 use system_tests::release::{Recipe, Release};
 use system_tests::update_server::{honest, offer};
 
@@ -53,6 +53,39 @@ fn version_of(slot: Slot) -> &'static str {
         Slot::A => "1.0.0",
         Slot::B => "2.0.0",
     }
+}
+
+/// The selector of the next boot finds everything that the kernel needs.
+#[test]
+fn a_hash_tree_that_the_machine_built_is_one_that_veritysetup_accepts() {
+    let release = Release::make(Recipe {
+        options: &["--verity"],
+        ..Recipe::default()
+    })
+    .unwrap();
+    let server = serve(&release);
+    let machine = Machine::new(SLOT_SIZE, &server.url("/v1/update/"), "ed25519").unwrap();
+    let stale = machine.path("boot/flatcar/usrhash-b");
+    fs::write(&stale, "of the image before\n").unwrap();
+    let _daemon = machine.start_daemon().unwrap();
+    machine.client(&["-update"]).unwrap().success().unwrap();
+    assert_eq!(machine.disk.next_boot().unwrap(), Slot::B);
+
+    let line = fs::read_to_string(&stale).unwrap();
+    let root_hash = line.strip_suffix('\n').unwrap();
+    assert_eq!(root_hash.len(), 64);
+    let data = release.image.len();
+    let slot = machine.path("slot-b");
+    let whole = usize::try_from(SLOT_SIZE).unwrap();
+    fs::write(&slot, machine.disk.read_slot(Slot::B, whole).unwrap()).unwrap();
+    let mut verify = system_tool("veritysetup");
+    verify
+        .arg("verify")
+        .arg(format!("--hash-offset={data}"))
+        .args([&slot, &slot])
+        .arg(root_hash);
+    run(&mut verify, LIMIT).unwrap().success().unwrap();
+    assert!(fs::read(&slot).unwrap()[..data] == release.image);
 }
 
 #[test]

@@ -122,7 +122,7 @@ async fn serve(root: Root, discovery: Discovery, bus: Option<String>) -> anyhow:
         .path(&state_dir)
         .context("cannot find the state folder")?;
     let prefs = Prefs::open(folder.join("prefs")).context("cannot open the state folder")?;
-    let world = World::new(root, discovery, Arc::new(prefs));
+    let world = World::new(root, discovery, Arc::new(prefs), bus.as_deref());
 
     let (commands, queue) = mpsc::channel(16);
     let (publisher, snapshots) = watch::channel(Snapshot::default());

@@ -98,6 +98,29 @@ impl GptBoot {
         }
     }
 
+    /// Whether a boot of the running slot that fails leads to another slot, now or when its
+    /// tries are spent: it is not marked successful, and another one may boot. Changes nothing.
+    pub fn has_way_back(&self, slots: &Slots) -> Result<bool, BootError> {
+        let operation = format!("see what boots instead of {}", slots.source);
+        let disk: Arc<dyn BlockDevice> = match &self.disk {
+            Some(disk) => Arc::clone(disk),
+            None => match slots.open_disk(Access::ReadOnly) {
+                Ok(disk) => Arc::new(disk),
+                Err(source) => return Err(BootError::Open { operation, source }),
+            },
+        };
+        let gpt = match Gpt::read(&*disk) {
+            Ok(gpt) => gpt,
+            Err(source) => return Err(BootError::Table { operation, source }),
+        };
+        let (running, others): (Vec<_>, Vec<_>) = gpt
+            .slots(slots.slot_type)
+            .into_iter()
+            .partition(|slot| slot.number == slots.source.number);
+        Ok(running.iter().any(|slot| !slot.attributes.successful())
+            && others.iter().any(|slot| slot.attributes.bootable()))
+    }
+
     /// The part of [`BootControl::set_active`] that comes after the proof.
     fn activate(&self, slots: &Slots) -> Result<(), BootError> {
         let operation = format!("make {} active", slots.target);

@@ -57,6 +57,26 @@ fn state(disk: &dyn BlockDevice) -> String {
     format!("{} boots {boots}", words.join(" "))
 }
 
+#[test]
+fn a_boot_gives_way_when_it_is_not_proven_and_another_slot_may_boot() {
+    for (a, b, expected) in [
+        ((2, 0, false), (1, 0, true), true),
+        ((2, 3, false), (1, 1, false), true),
+        ((2, 0, true), (1, 0, true), false),
+        ((2, 0, false), (0, 0, true), false),
+        ((2, 0, false), (1, 0, false), false),
+    ] {
+        let (disk, slots) = machine(&layout(a, b));
+        let before = disk.to_bytes();
+        assert_eq!(
+            boot(&disk).has_way_back(&slots).unwrap(),
+            expected,
+            "{a:?} {b:?}"
+        );
+        assert!(disk.to_bytes() == before, "nothing is written");
+    }
+}
+
 type Step = fn(&GptBoot, &Slots) -> Result<(), BootError>;
 const UNBOOTABLE: Step = |boot, slots| boot.mark_unbootable(slots);
 const ACTIVE: Step = |boot, slots| boot.activate(slots);

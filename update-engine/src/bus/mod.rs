@@ -8,6 +8,7 @@
 
 mod details;
 mod manager;
+pub(crate) mod systemd;
 mod throttle;
 
 pub use details::DetailsDict;

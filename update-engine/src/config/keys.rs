@@ -257,7 +257,13 @@ pub(super) const HEALTH_TIMEOUT: Key = lenient(
     "HEALTH_TIMEOUT",
     "duration, 1s to 1d",
     "1m",
-    "How long one program of `/etc/update-engine/health.d` may take.",
+    "How long one program of `/etc/update-engine/health.d`, or systemd's `boot-complete.target`, may take.",
+);
+pub(super) const HEALTH_DEADLINE: Key = lenient(
+    "HEALTH_DEADLINE",
+    "duration, 0s to 1d",
+    "10m",
+    "How long after its start the daemon reboots a machine whose boot has not proved healthy, if another slot can take over. 0 means never.",
 );
 pub(super) const POSTINST_TIMEOUT: Key = lenient(
     "POSTINST_TIMEOUT",
@@ -294,6 +300,7 @@ pub const KEYS: &[&Key] = &[
     &CHECK_INTERVAL,
     &HEALTH_DELAY,
     &HEALTH_TIMEOUT,
+    &HEALTH_DEADLINE,
     &POSTINST_TIMEOUT,
     &OEM_ID,
     &OEM_VERSION_ID,

@@ -96,8 +96,11 @@ pub struct Settings {
     pub check_interval: Duration,
     /// From start of the daemon to the health checks.
     pub health_delay: Duration,
-    /// For one health check.
+    /// For one health check, and for systemd to complete the boot.
     pub health_timeout: Duration,
+    /// From start of the daemon to the reboot of a machine that is not healthy by then; `None`
+    /// when it is never rebooted.
+    pub health_deadline: Option<Duration>,
     /// For the post-install program.
     pub postinst_timeout: Duration,
     /// Folder of further compression libraries, a path on the machine.
@@ -392,6 +395,11 @@ impl Reader {
             health_timeout: self.value(&keys::HEALTH_TIMEOUT, |text| {
                 duration(text, 1..=values::DAY)
             })?,
+            health_deadline: self
+                .value(&keys::HEALTH_DEADLINE, |text| {
+                    duration(text, 0..=values::DAY)
+                })
+                .map(|limit| Some(limit).filter(|limit| !limit.is_zero()))?,
             postinst_timeout: self.value(&keys::POSTINST_TIMEOUT, |text| {
                 duration(text, 1..=values::DAY)
             })?,

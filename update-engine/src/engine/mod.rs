@@ -9,6 +9,7 @@ mod installation;
 mod remembered;
 mod reporter;
 mod view;
+mod watchdog;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::bus::systemd::Systemd;
 use crate::config::{Identity, Loaded, Settings};
 use crate::error::UpdateError;
 use crate::machine::{self, Effect, Event, Failure, Moment, Options, State, Trigger};
@@ -29,6 +31,7 @@ use crate::root::Root;
 use crate::status::{Command, Snapshot};
 use attempt::Attempt;
 use reporter::{Keep, Reporter};
+use watchdog::Watchdog;
 
 /// Present as long as an applied update waits for the reboot; on tmpfs, so that
 /// the reboot removes it.
@@ -44,6 +47,9 @@ pub struct World {
     pub discovery: Discovery,
     /// What is remembered between restarts.
     pub prefs: Arc<dyn StateStore>,
+    systemd: Systemd,
+    /// Whether the machine that this program runs on is the one that it updates.
+    is_own_machine: bool,
     reporter: Reporter,
     gate: Mutex<health_gate::Gate>,
     /// The encoders and the folder that they are from. Loaded once: what is costly about
@@ -67,10 +73,19 @@ pub struct Engine {
 }
 
 impl World {
-    /// A machine at `root`.
-    pub fn new(root: Root, discovery: Discovery, prefs: Arc<dyn StateStore>) -> Arc<Self> {
+    /// A machine at `root`, whose service manager is on the bus at `bus`, or on the system bus.
+    pub fn new(
+        root: Root,
+        discovery: Discovery,
+        prefs: Arc<dyn StateStore>,
+        bus: Option<&str>,
+    ) -> Arc<Self> {
         let reporter = Reporter::new(Arc::clone(&prefs));
+        let is_here = root.is_system() && matches!(discovery, Discovery::Mounted);
         Arc::new(Self {
+            systemd: Systemd::new(&root, bus),
+            // Whoever tells the bus of a machine means that machine.
+            is_own_machine: is_here || bus.is_some(),
             root,
             discovery,
             prefs,
@@ -176,13 +191,14 @@ impl Engine {
             facts,
         };
         engine.publish();
-        engine.start_health_gate(marker || applied, settings.health_delay);
+        engine.start_health_gate(marker || applied, &settings);
         engine
     }
 
     /// Runs until `stop` is cancelled; then ends a running installation at a point
     /// from which it resumes.
     pub async fn run(mut self, stop: CancellationToken) {
+        let mut watchdog = Watchdog::from_environment();
         loop {
             let wake = self.state.next_check.map(|at| self.started + at);
             tokio::select! {
@@ -193,6 +209,7 @@ impl Engine {
                     None => break,
                 },
                 () = sleep_until(wake) => self.handle(Event::TimerFired),
+                () = watchdog.due() => Watchdog::feed(),
             }
         }
         self.wind_down().await;
