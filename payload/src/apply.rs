@@ -41,12 +41,6 @@ enum Content {
 impl Decoded {
     /// Results up to this size are made by [`decode`], larger ones by [`apply`].
     const IN_MEMORY: u64 = 4 << 20;
-
-    /// Of an operation that will not be applied, since its target is left out.
-    #[must_use]
-    pub fn left_out() -> Self {
-        Self(Content::Raw(Vec::new()))
-    }
 }
 
 /// About how many bytes an operation holds from when its data is there until it was

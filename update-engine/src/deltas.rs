@@ -67,7 +67,8 @@ pub fn judge(is_delta: bool, error: &UpdateError) -> Option<DeltaFailure> {
         | UpdateError::Ignored { .. }
         | UpdateError::Deferred { .. }
         | UpdateError::Backoff { .. }
-        | UpdateError::ReleaseRefused { .. } => None,
+        | UpdateError::ReleaseRefused { .. }
+        | UpdateError::PartitionUnmapped { .. } => None,
         // Full payloads do not know these, whatever the offer says.
         UpdateError::SourceMismatch { .. }
         | UpdateError::EncodersMissing { .. }

@@ -106,6 +106,16 @@ pub enum UpdateError {
         /// As the manifest names them, separated by commas.
         names: String,
     },
+    /// The payload updates a partition that this machine has no place for.
+    #[error(
+        "the payload updates the partition {name}, and nothing says where that is: add \
+         {name}=PATH to PARTITIONS in /etc/update-engine/update.conf, with {{slot}} in the path \
+         where A or B belongs"
+    )]
+    PartitionUnmapped {
+        /// As the manifest names it.
+        name: String,
+    },
     /// Somebody else installs.
     #[error("cannot install now")]
     Locked(#[source] LockError),
@@ -259,6 +269,8 @@ pub enum Artefact {
     Kernel,
     /// The PCR policy archive.
     PcrPolicy,
+    /// A further partition.
+    Partition,
 }
 
 impl std::fmt::Display for Artefact {
@@ -267,6 +279,7 @@ impl std::fmt::Display for Artefact {
             Self::Image => "USR image",
             Self::Kernel => "kernel",
             Self::PcrPolicy => "PCR policy",
+            Self::Partition => "partition",
         })
     }
 }
@@ -328,7 +341,7 @@ impl UpdateError {
             Self::PayloadHash { .. } => 10,
             Self::PayloadSize { .. } => 11,
             Self::ReadBack {
-                object: Artefact::Image,
+                object: Artefact::Image | Artefact::Partition,
                 ..
             } => 15,
             Self::ReadBack {
@@ -341,7 +354,9 @@ impl UpdateError {
             } => 42,
             Self::TrustKeys(_) => 18,
             Self::SourceMismatch { .. } => 20,
-            Self::TooSmall { .. } | Self::EncodersMissing { .. } => 28,
+            Self::TooSmall { .. }
+            | Self::EncodersMissing { .. }
+            | Self::PartitionUnmapped { .. } => 28,
             Self::Payload(error) => payload_code(error),
             Self::EmptyAnswer { .. } => 30,
             Self::AnswerUnreadable { .. } | Self::AnswerTooLong { .. } => 31,

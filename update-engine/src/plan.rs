@@ -18,7 +18,7 @@ pub struct InstallPlan {
     pub url: String,
     /// The running slot and the one to write.
     pub slots: Slots,
-    /// Kernel, root hash and PCR policy files of the slots.
+    /// Kernel, root hash and PCR policy files of the slots, and further partitions.
     pub files: KernelFiles,
     /// Whom the payload must be signed by.
     pub trust: Trust,
@@ -86,6 +86,7 @@ impl InstallPlan {
             target_kernel: "vmlinuz-b".into(),
             target_root_hash: "usrhash-b".into(),
             target_pcr_policy: "pcrs-b.zip".into(),
+            partitions: Vec::new(),
         };
         make(
             &offer,

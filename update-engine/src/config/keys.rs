@@ -211,6 +211,12 @@ pub(super) const STATE_DIR: Key = strict(
     "/var/lib/update_engine",
     "Where state is kept, in `prefs/`. Read at start only.",
 );
+pub(super) const PARTITIONS: Key = strict(
+    "PARTITIONS",
+    "NAME=PATH pairs, separated by spaces",
+    "",
+    "Devices or files of fixed size that further partitions of a payload are installed to, each path with `{slot}` in the place of the slot's letter, `A` or `B`: `oem=/dev/disk/by-partlabel/OEM-{slot}`. A payload with a partition that is not here is refused.",
+);
 pub(super) const ENCODERS_DIR: Key = lenient(
     "ENCODERS_DIR",
     "absolute path",
@@ -292,6 +298,7 @@ pub const KEYS: &[&Key] = &[
     &CA_FILE,
     &SLOT_TYPE_GUID,
     &STATE_DIR,
+    &PARTITIONS,
     &ENCODERS_DIR,
     &TRIES,
     &PROXY,

@@ -107,6 +107,22 @@ pub struct Settings {
     pub encoders_dir: String,
     /// Folder for state, a path on the machine.
     pub state_dir: String,
+    /// Where further partitions of a payload go.
+    pub partitions: Vec<PartitionPlace>,
+}
+
+/// Where a partition other than `usr` is, for each slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartitionPlace {
+    /// Its name in payloads.
+    pub name: String,
+    /// A path on the machine with [`PartitionPlace::SLOT`] in it, so that no two slots share it.
+    pub path: String,
+}
+
+impl PartitionPlace {
+    /// What stands for the letter of a slot, `A` or `B`.
+    pub const SLOT: &str = "{slot}";
 }
 
 /// Settings with what was odd about their files.
@@ -405,6 +421,7 @@ impl Reader {
             })?,
             encoders_dir: self.value(&keys::ENCODERS_DIR, values::path)?,
             state_dir: self.value(&keys::STATE_DIR, values::path)?,
+            partitions: self.value(&keys::PARTITIONS, values::partitions)?,
         };
         Ok(Loaded {
             settings,

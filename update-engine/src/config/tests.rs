@@ -94,7 +94,7 @@ fn our_file_sets_what_it_says() {
         PUBLIC_KEYS=/k/a.pem /k/b.pem\nSIGNATURE_THRESHOLD=2\nVERSION_FLOOR=10.0\nVERSION_PIN=10\n\
         ALLOW_DOWNGRADE=yes\nPAUSED=on\nCA_FILE=/ca.pem\nTRIES=3\nPROXY=http://p:1\nNO_PROXY=a,b\n\
         SLOT_TYPE_GUID=C95DC21A-DF0E-4340-8D7B-26CBFA9A03E0\nSTATE_DIR=/s\nENCODERS_DIR=/e\nFIRST_CHECK_DELAY=0\n\
-        CHECK_INTERVAL=1h\nHEALTH_DELAY=1m\nHEALTH_TIMEOUT=5s\nHEALTH_DEADLINE=0\nPOSTINST_TIMEOUT=10m\n\
+        CHECK_INTERVAL=1h\nHEALTH_DELAY=1m\nHEALTH_TIMEOUT=5s\nHEALTH_DEADLINE=0\nPARTITIONS=oem=/d/OEM-{slot} x=/x{slot}\nPOSTINST_TIMEOUT=10m\n\
         DOWNLOAD_USER=u\nDOWNLOAD_PASSWORD=hush\nPCR_POLICY_SERVER=http://pcr/\n";
     let Loaded { settings, warnings } = own(text).unwrap();
     assert_eq!(warnings, []);
@@ -112,6 +112,12 @@ fn our_file_sets_what_it_says() {
         slot_type: "c95dc21a-df0e-4340-8d7b-26cbfa9a03e0".parse().unwrap(),
         state_dir: "/s".to_owned(),
         encoders_dir: "/e".to_owned(),
+        partitions: [("oem", "/d/OEM-{slot}"), ("x", "/x{slot}")]
+            .map(|(name, path)| PartitionPlace {
+                name: name.to_owned(),
+                path: path.to_owned(),
+            })
+            .into(),
         first_check_delay: Duration::ZERO,
         check_interval: Duration::from_secs(3600),
         health_delay: Duration::from_secs(60),

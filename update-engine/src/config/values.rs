@@ -7,6 +7,8 @@ use std::time::Duration;
 use gptprio::Guid;
 use omaha_protocol::{Version, VersionError};
 
+use super::PartitionPlace;
+
 const MINUTE: u64 = 60;
 const HOUR: u64 = 60 * MINUTE;
 pub(super) const DAY: u64 = 24 * HOUR;
@@ -92,6 +94,32 @@ pub(super) fn paths(text: &str) -> Result<Vec<String>, String> {
     }
 }
 
+/// Pairs of a name and a path that is another one for each slot.
+pub(super) fn partitions(text: &str) -> Result<Vec<PartitionPlace>, String> {
+    let mut places: Vec<PartitionPlace> = Vec::new();
+    for pair in text.split_whitespace() {
+        let (name, path) = pair
+            .split_once('=')
+            .filter(|(name, _)| !name.is_empty())
+            .ok_or_else(|| format!("'{pair}' is no name, equals sign and path"))?;
+        let path = self::path(path)?;
+        if !path.contains(PartitionPlace::SLOT) {
+            let slot = PartitionPlace::SLOT;
+            return Err(format!(
+                "'{path}' has no {slot}: the running system's partition would be overwritten"
+            ));
+        }
+        if places.iter().any(|place| place.name == name) {
+            return Err(format!("'{name}' has two places"));
+        }
+        places.push(PartitionPlace {
+            name: name.to_owned(),
+            path,
+        });
+    }
+    Ok(places)
+}
+
 pub(super) fn version(text: &str) -> Result<Version, String> {
     text.parse()
         .map_err(|error: VersionError| error.to_string())
@@ -132,6 +160,24 @@ pub(super) fn proxy(text: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_place_for_a_partition_is_another_one_for_each_slot() {
+        assert_eq!(partitions(" ").unwrap(), []);
+        for (text, reason) in [
+            ("oem", "'oem' is no name, equals sign and path"),
+            ("=/x{slot}", "is no name"),
+            ("oem=x{slot}", "is not an absolute path"),
+            (
+                "oem=/dev/sda6",
+                "'/dev/sda6' has no {slot}: the running system's",
+            ),
+            ("a=/a{slot} a=/b{slot}", "'a' has two places"),
+        ] {
+            let error = partitions(text).unwrap_err();
+            assert!(error.contains(reason), "{error}");
+        }
+    }
 
     /// What a parser makes of a text, as words to compare: the value's debug form or "refused".
     fn read<T: std::fmt::Debug>(parsed: Result<T, String>) -> String {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use gptprio::BlockDevice;
+use gptprio::{Access, BlockDevice, FileDevice};
 use payload::{
     Announced, Event, Image, ImageInfo, Limits, Manifest, Part, PayloadStream, Target, Verified,
 };
@@ -23,7 +23,7 @@ use super::slot_image::SlotImage;
 use super::verity;
 use crate::error::{Artefact, UpdateError};
 use crate::plan::InstallPlan;
-use crate::platform::UpdateLock;
+use crate::platform::{PartitionFiles, UpdateLock};
 use crate::policy::{self, ReleaseFacts};
 use crate::postinst::{Job, Outcome, PostInstall};
 
@@ -58,6 +58,7 @@ pub(super) struct Application {
 struct OldImages {
     partition: Option<Arc<dyn Image>>,
     kernel: Option<Arc<dyn Image>>,
+    named: Vec<(Arc<str>, Arc<dyn Image>)>,
 }
 
 /// The targets of the operations, open for writing.
@@ -65,10 +66,18 @@ struct Sink {
     partition: Arc<dyn BlockDevice>,
     kernel: Option<PartFile>,
     pcr_policy: Option<PartFile>,
+    named: Vec<NamedPartition>,
     block_size: u32,
     /// Every operation may be repeated from any earlier point: nothing reads what
     /// another one writes.
     repeatable: bool,
+}
+
+/// A further partition. Like the slot it has a size of its own.
+struct NamedPartition {
+    name: Arc<str>,
+    path: PathBuf,
+    device: Arc<dyn BlockDevice>,
 }
 
 /// A kernel or PCR policy file.
@@ -244,6 +253,22 @@ impl Application {
                 available: target.size,
             });
         }
+        for (name, part) in named_parts(manifest) {
+            let files = self.partition_files(&name)?;
+            let path = &files.target;
+            let device = open_partition(path, Access::ReadOnly)?;
+            let block_size = manifest.block_size.into();
+            let needed = part.new.size.checked_next_multiple_of(block_size);
+            let (needed, available) = (needed.unwrap_or(u64::MAX), device.len());
+            if needed > available {
+                return Err(UpdateError::TooSmall {
+                    object: "partition",
+                    place: path.display().to_string(),
+                    needed,
+                    available,
+                });
+            }
+        }
         if let Some(policy) = manifest.part(&Target::PcrPolicy)
             && policy.new.size > PCR_POLICY_LIMIT
         {
@@ -255,6 +280,26 @@ impl Application {
             });
         }
         Ok(())
+    }
+
+    /// Where a further partition is, which must be another place than that of the
+    /// running system.
+    fn partition_files(&self, name: &str) -> Result<&PartitionFiles, UpdateError> {
+        let mut known = self.plan.files.partitions.iter();
+        let files = known.find(|files| files.name == name).ok_or_else(|| {
+            let name = name.to_owned();
+            UpdateError::PartitionUnmapped { name }
+        })?;
+        let place = |path: &PathBuf| fs::canonicalize(path).ok();
+        if place(&files.source).is_some_and(|source| place(&files.target) == Some(source)) {
+            let reason = "it is the running system's, too";
+            return Err(file_error(
+                "install to",
+                &files.target,
+                std::io::Error::other(reason),
+            ));
+        }
+        Ok(files)
     }
 
     /// Whether this machine may and can take the release, by the signed manifest.
@@ -300,6 +345,13 @@ impl Application {
             partition,
             kernel: open(manifest.part(&Target::Kernel), &files.target_kernel)?,
             pcr_policy: open(manifest.part(&Target::PcrPolicy), &files.target_pcr_policy)?,
+            named: named_parts(manifest)
+                .map(|(name, _)| {
+                    let path = self.partition_files(&name)?.target.clone();
+                    let device = open_partition(&path, Access::ReadWrite)?;
+                    Ok(NamedPartition { name, path, device })
+                })
+                .collect::<Result<_, UpdateError>>()?,
             block_size: manifest.block_size,
             repeatable: !manifest.is_in_place(),
         })
@@ -326,9 +378,18 @@ impl Application {
         } else {
             None
         };
+        let named = named_parts(manifest)
+            .filter(|(_, part)| has_old(part))
+            .map(|(name, _)| {
+                let path = &self.partition_files(&name)?.source;
+                let image = SlotImage(open_partition(path, Access::ReadOnly)?);
+                Ok((name, Arc::new(image) as Arc<dyn Image>))
+            })
+            .collect::<Result<_, UpdateError>>()?;
         Ok(OldImages {
             partition: Some(Arc::new(SlotImage(partition))),
             kernel,
+            named,
         })
     }
 
@@ -422,7 +483,13 @@ impl Application {
                 tracing::debug!(kind, "an operation of an unknown procedure is skipped");
             }
             Target::Named(name) => {
-                tracing::debug!(%name, "an operation on an unknown partition is skipped");
+                let mut named = sink.named.iter();
+                let partition = named.find(|partition| partition.name == name);
+                let partition = partition.ok_or_else(|| {
+                    UpdateError::Internal(format!("the partition {name} was not opened"))
+                })?;
+                let image = SlotImage(Arc::clone(&partition.device));
+                payload::apply(&operation, block_size, decoded, &image, old)?;
             }
         }
         self.checkpoints.record(&resume)?;
@@ -492,7 +559,11 @@ impl OldImages {
         match target {
             Target::Partition => self.partition.clone(),
             Target::Kernel => self.kernel.clone(),
-            Target::PcrPolicy | Target::Unknown(_) | Target::Named(_) => None,
+            Target::Named(name) => {
+                let mut named = self.named.iter();
+                named.find_map(|(other, image)| (other == name).then(|| Arc::clone(image)))
+            }
+            Target::PcrPolicy | Target::Unknown(_) => None,
         }
     }
 }
@@ -504,6 +575,10 @@ impl Sink {
             object: "the target slot".to_owned(),
             source: Box::new(error),
         })?;
+        for partition in &self.named {
+            let synced = partition.device.sync();
+            synced.map_err(|error| device_error("sync", &partition.path.display(), error))?;
+        }
         for part in [&self.kernel, &self.pcr_policy].into_iter().flatten() {
             part.file
                 .sync_all()
@@ -594,21 +669,15 @@ fn compare(
 ) -> Result<Option<PcrPolicy>, UpdateError> {
     let target = &plan.slots.target;
     sink.sync()?;
-    let tree = manifest.partition.hash_tree.as_ref();
-    let root_hash = tree
-        .map(|tree| verity::build(tree, &*sink.partition))
-        .transpose()
-        .map_err(|error| device_error("build the hash tree of", target, error))?;
-    let new = manifest.partition.new;
-    let hash = for_each_chunk(
-        new.size,
-        |offset, buffer| sink.partition.read_medium_at(offset, buffer),
-        |_, _| Ok(()),
-    )
-    .map_err(|error| device_error("read back", target, error))?;
-    same_result(Artefact::Image, &target.to_string(), &new, hash)?;
+    let partition = (&manifest.partition, &*sink.partition);
+    let root_hash = complete(partition, Artefact::Image, target)?;
     if let Some(root_hash) = root_hash {
         manifest.check_root_hash(root_hash)?;
+    }
+    for NamedPartition { name, path, device } in &sink.named {
+        if let Some(part) = manifest.part(&Target::Named(Arc::clone(name))) {
+            complete((part, &**device), Artefact::Partition, &path.display())?;
+        }
     }
     if let (Some(file), Some(part)) = (&sink.kernel, manifest.part(&Target::Kernel)) {
         file.settle(&part.new, Artefact::Kernel)?;
@@ -628,6 +697,42 @@ fn compare(
         }
     }
     Ok(None)
+}
+
+/// Builds the hash tree of a synced partition, if it has one, and compares all of it on
+/// the medium with what was promised. Returns the tree's root hash.
+fn complete(
+    (part, device): (&Part, &dyn BlockDevice),
+    object: Artefact,
+    place: &impl ToString,
+) -> Result<Option<[u8; 32]>, UpdateError> {
+    let tree = part.hash_tree.as_ref();
+    let root_hash = tree
+        .map(|tree| verity::build(tree, device))
+        .transpose()
+        .map_err(|error| device_error("build the hash tree of", place, error))?;
+    let hash = for_each_chunk(
+        part.new.size,
+        |offset, buffer| device.read_medium_at(offset, buffer),
+        |_, _| Ok(()),
+    )
+    .map_err(|error| device_error("read back", place, error))?;
+    same_result(object, &place.to_string(), &part.new, hash)?;
+    Ok(root_hash)
+}
+
+/// The updates of further partitions.
+fn named_parts(manifest: &Manifest) -> impl Iterator<Item = (Arc<str>, &Part)> {
+    manifest.parts().filter_map(|(target, part)| match target {
+        Target::Named(name) => Some((name, part)),
+        _ => None,
+    })
+}
+
+fn open_partition(path: &Path, access: Access) -> Result<Arc<dyn BlockDevice>, UpdateError> {
+    let opened = FileDevice::open(path, access);
+    let device = opened.map_err(|error| device_error("open", &path.display(), error))?;
+    Ok(Arc::new(device))
 }
 
 impl Written {

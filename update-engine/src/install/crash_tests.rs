@@ -153,6 +153,90 @@ fn rot_in_the_data_or_in_the_tree_is_refused() {
     }
 }
 
+/// The partition of the running system is read at most, and what lies behind the new
+/// image in the other one is left alone.
+#[test]
+fn a_further_partition_is_installed_beside_the_slot() {
+    let (old, new) = (patterned(MIB), patterned(MIB + 4 * BLOCK));
+    let (old_oem, new_oem) = (
+        noise(5, 70_000),
+        [noise(5, 50_000), noise(6, 9_999)].concat(),
+    );
+    let room = new_oem.len().next_multiple_of(BLOCK) + BLOCK;
+    let delta = Release::with_oem(Some((&old, &old_oem)), new.clone(), &new_oem);
+    let full = Release::with_oem(None, new, &new_oem);
+    assert!(
+        delta.payload.len() < full.payload.len() / 2,
+        "it is a delta"
+    );
+    for release in [full, delta] {
+        let slot = [&old[..], &[0; 8 * BLOCK]].concat();
+        let machine = Machine::running(slot, None, 512, SlotB::Preferred);
+        std::fs::write(machine.path("oem-a"), &old_oem).unwrap();
+        std::fs::write(machine.path("oem-b"), vec![7; room]).unwrap();
+        // Stopped once on the way: what was applied is applied for good.
+        let (_, ends) = release.ends();
+        machine.attempt(&release).cancelled_at(ends[0]).run();
+        let (ended, asked) = machine.killed().attempt(&release).run();
+        ended.result.unwrap();
+        assert_eq!(asked, [ends[0]]);
+
+        machine.install(&release).unwrap();
+        machine.assert_updated(&release, "with a further partition");
+        let oem = std::fs::read(machine.path("oem-b")).unwrap();
+        assert!(oem[..new_oem.len()] == new_oem);
+        assert_eq!(oem.len(), room);
+        assert!(oem[room - BLOCK..].iter().all(|byte| *byte == 7));
+        assert!(std::fs::read(machine.path("oem-a")).unwrap() == old_oem);
+    }
+}
+
+#[test]
+fn a_further_partition_without_a_sound_place_is_refused_before_anything_is_written() {
+    let release = Release::with_oem(None, patterned(2 * BLOCK), &noise(5, 2 * BLOCK + 1));
+    let refused = |prepare: fn(&Machine), unmapped: bool, expected: &str| {
+        let machine = Machine::new(512, 4 * BLOCK, SlotB::Preferred);
+        prepare(&machine);
+        let before = machine.disk.to_bytes();
+        let attempt = machine.attempt(&release).planned(|plan| {
+            if unmapped {
+                plan.files.partitions.clear();
+            }
+        });
+        let error = attempt.run().0.result.unwrap_err();
+        assert!(error.words().contains(expected), "{}", error.words());
+        assert!(machine.disk.to_bytes() == before, "nothing was written");
+        assert_eq!(
+            deltas::judge(true, &error).is_none(),
+            unmapped,
+            "{expected}"
+        );
+    };
+    let sized = |machine: &Machine| {
+        std::fs::write(machine.path("oem-b"), vec![7; 3 * BLOCK]).unwrap();
+    };
+    refused(
+        sized,
+        true,
+        "the payload updates the partition oem, and nothing says where that is: add oem=PATH to \
+         PARTITIONS in /etc/update-engine/update.conf, with {slot} in the path",
+    );
+    refused(|_| {}, false, "cannot open");
+    refused(
+        |machine| std::fs::write(machine.path("oem-b"), vec![7; 2 * BLOCK + 1]).unwrap(),
+        false,
+        "the new partition needs 12288 bytes",
+    );
+    refused(
+        |machine| {
+            std::fs::write(machine.path("oem-a"), vec![7; 3 * BLOCK]).unwrap();
+            std::os::unix::fs::symlink(machine.path("oem-a"), machine.path("oem-b")).unwrap();
+        },
+        false,
+        "it is the running system's, too",
+    );
+}
+
 #[test]
 fn a_power_cut_while_the_new_version_is_marked_successful_leaves_it_or_the_old_one() {
     let mut total = Report::default();

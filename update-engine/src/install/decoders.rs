@@ -141,11 +141,7 @@ fn work(queue: &Mutex<Receiver<Job>>, encoders: &Encoders) {
             resume,
             ..
         } = pending;
-        let decoded = match &target {
-            // It will not be applied, and nobody has its old image.
-            Target::Named(_) => Ok(Decoded::left_out()),
-            _ => payload::decode(&operation, data, old.as_deref(), encoders),
-        };
+        let decoded = payload::decode(&operation, data, old.as_deref(), encoders);
         let outcome = decoded.map(|decoded| Ready {
             target,
             operation,

@@ -1,9 +1,10 @@
-//! The files outside the slots that belong to one of them: kernel, root hash and PCR policy.
+//! The files outside the slots that belong to one of them: kernel, root hash, PCR policy, and the
+//! devices of further partitions.
 
 use std::path::PathBuf;
 
 use super::{Letter, PlatformError, Slots};
-use crate::config::Settings;
+use crate::config::{PartitionPlace, Settings};
 use crate::root::Root;
 
 /// Where the kernels, the root hash and the PCR policy are, as paths to open. None of them need exist.
@@ -18,6 +19,19 @@ pub struct KernelFiles {
     pub target_root_hash: PathBuf,
     /// PCR policy of the slot to install into, `pcrs-b.zip` or its like in the state folder.
     pub target_pcr_policy: PathBuf,
+    /// Where further partitions are.
+    pub partitions: Vec<PartitionFiles>,
+}
+
+/// A partition other than the slot itself, that each slot has one of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartitionFiles {
+    /// Its name in payloads.
+    pub name: String,
+    /// That of the running slot.
+    pub source: PathBuf,
+    /// That of the slot to install into.
+    pub target: PathBuf,
 }
 
 impl KernelFiles {
@@ -38,6 +52,27 @@ impl KernelFiles {
             target_kernel: kernel(root, family, slots.target.letter)?,
             target_root_hash: beside_kernels(root, family, "usrhash", slots.target.letter)?,
             target_pcr_policy: opened(root, &format!("{}/{policy}", settings.state_dir))?,
+            partitions: settings
+                .partitions
+                .iter()
+                .map(|place| PartitionFiles::of(root, place, slots))
+                .collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl PartitionFiles {
+    fn of(root: &Root, place: &PartitionPlace, slots: &Slots) -> Result<Self, PlatformError> {
+        let of_slot = |letter: Letter| {
+            let path = place
+                .path
+                .replace(PartitionPlace::SLOT, &letter.to_string());
+            opened(root, &path)
+        };
+        Ok(Self {
+            name: place.name.clone(),
+            source: of_slot(slots.source.letter)?,
+            target: of_slot(slots.target.letter)?,
         })
     }
 }
@@ -140,6 +175,25 @@ mod tests {
             );
             assert!(files.target_pcr_policy.ends_with(policy), "{files:?}");
         }
+    }
+
+    #[test]
+    fn each_slot_has_a_partition_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::at(dir.path()).unwrap();
+        let settings = Settings {
+            partitions: vec![PartitionPlace {
+                name: "oem".to_owned(),
+                path: "/dev/disk/by-partlabel/OEM-{slot}".to_owned(),
+            }],
+            ..Settings::default()
+        };
+        let files = KernelFiles::of(&root, &settings, &slots(Letter::B)).unwrap();
+        let [oem] = &files.partitions[..] else {
+            panic!()
+        };
+        assert!(oem.source.ends_with("by-partlabel/OEM-B"), "{oem:?}");
+        assert!(oem.target.ends_with("by-partlabel/OEM-A"), "{oem:?}");
     }
 
     fn slots(booted: Letter) -> Slots {

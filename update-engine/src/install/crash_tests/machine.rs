@@ -30,7 +30,7 @@ use crate::install::{
 };
 use crate::net::{BodyStream, Patience, RangeReply, RangeRequest, Reply, Transport};
 use crate::plan::InstallPlan;
-use crate::platform::{KernelFiles, Letter, Slot, Slots};
+use crate::platform::{KernelFiles, Letter, PartitionFiles, Slot, Slots};
 use crate::postinst::{Job, Outcome, PostInstall, PostInstallError};
 use crate::root::Root;
 
@@ -127,7 +127,7 @@ impl Machine {
         let mut random = Random(seed);
         let disk = self.disk.after_power_cut(|_| random.below(2) == 0);
         Self {
-            folder: self.copy_of(&["durable", "vmlinuz-a", "vmlinuz-b", "usrhash-b"]),
+            folder: self.copy_of(&["durable"]),
             ..self.restarted_from(disk)
         }
     }
@@ -136,15 +136,17 @@ impl Machine {
     pub(super) fn killed(&self) -> Self {
         let disk = FakeDisk::from_bytes(self.disk.sector_size(), self.disk.to_bytes());
         Self {
-            folder: self.copy_of(&["durable", "volatile", "vmlinuz-a", "vmlinuz-b", "usrhash-b"]),
+            folder: self.copy_of(&["durable", "volatile"]),
             boot_id: self.boot_id.clone(),
             ..self.restarted_from(disk)
         }
     }
 
+    /// These and the files that belong to the slots.
     fn copy_of(&self, kept: &[&str]) -> Arc<tempfile::TempDir> {
+        const OF_SLOTS: [&str; 5] = ["vmlinuz-a", "vmlinuz-b", "usrhash-b", "oem-a", "oem-b"];
         let copy = folder();
-        for name in kept {
+        for name in kept.iter().chain(&OF_SLOTS) {
             copy_tree(&self.folder.path().join(name), &copy.path().join(name));
         }
         Arc::new(copy)
@@ -196,6 +198,11 @@ impl Machine {
             target_kernel: path("vmlinuz-b"),
             target_root_hash: path("usrhash-b"),
             target_pcr_policy: path("pcrs-b.zip"),
+            partitions: vec![PartitionFiles {
+                name: "oem".to_owned(),
+                source: path("oem-a"),
+                target: path("oem-b"),
+            }],
         };
         plan.trust = Trust::new(vec![PublicKey::from_pem(release.signer).unwrap()], 1).unwrap();
         let cancel = CancellationToken::new();
@@ -250,6 +257,11 @@ impl Machine {
         let kernel = std::fs::read(self.folder.path().join("vmlinuz-b")).ok();
         assert!(kernel == release.kernel, "{context}: the new kernel");
         assert_eq!(self.root_hash(), release.root_hash_line(), "{context}");
+    }
+
+    /// A file of this machine, such as `oem-b`, which stands for a partition.
+    pub(super) fn path(&self, name: &str) -> std::path::PathBuf {
+        self.folder.path().join(name)
     }
 
     /// What a boot selector reads beside the kernel of B.
@@ -418,6 +430,47 @@ impl Release {
             image,
             kernel: None,
             root_hash,
+            signer: PUBLIC,
+        }
+    }
+
+    /// A payload of version 2 that updates the partition `oem`, too: in full, or when `old`
+    /// is there, as a delta of both.
+    pub(super) fn with_oem(old: Option<(&[u8], &[u8])>, image: Vec<u8>, oem: &[u8]) -> Self {
+        use payload::make::delta::Delta;
+        let (new, new_oem) = (file_of(&image), file_of(oem));
+        let old = old.map(|(old, oem)| (file_of(old), file_of(oem)));
+        let mut scratch = Scratch::new(std::io::Cursor::new(Vec::new()));
+        let mut encoders = Vec::new();
+        let mut part = |what, old: Option<&std::fs::File>, new| {
+            let delta = Delta {
+                what,
+                old: old.map(|old| old as &dyn Image),
+                new,
+                encoders: &Encoders::carried(),
+                profile: Profile::V2,
+                threads: std::num::NonZeroUsize::MIN,
+            };
+            let made = delta.part(&mut scratch, &mut encoders, &mut |_| {});
+            made.unwrap().0
+        };
+        let partition = part("image", old.as_ref().map(|(old, _)| old), &new);
+        let oem = part("partition", old.as_ref().map(|(_, oem)| oem), &new_oem);
+        let parts = Parts {
+            partition: Some(partition),
+            named: vec![("oem".to_owned(), oem)],
+            encoders,
+            ..Parts::default()
+        };
+        let mut payload = Vec::new();
+        let keys = [PrivateKey::from_pem(PRIVATE).unwrap()];
+        let mut draft = parts.draft(Profile::V2, scratch).unwrap();
+        draft.sign(&keys, &mut payload).unwrap();
+        Self {
+            payload: payload.into(),
+            image,
+            kernel: None,
+            root_hash: None,
             signer: PUBLIC,
         }
     }
