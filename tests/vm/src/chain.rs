@@ -2,16 +2,22 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use system_tests::disk::{Disk, Slot};
 use system_tests::process::run;
-use system_tests::programs::system_tool;
+use system_tests::programs::{program, system_tool};
 
+use crate::debian::{Debian, target_folder};
 use crate::layout::KERNELS;
 
 const LIMIT: Duration = Duration::from_secs(60);
+const BUILD_LIMIT: Duration = Duration::from_secs(900);
+/// UEFI firmware of Debian's package `ovmf`, and its empty variables.
+const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
+const VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 
 /// What every kernel of a machine is told: the console, to reset two seconds after a
 /// panic, and to believe the second partition table when the first is broken.
@@ -33,11 +39,84 @@ pub enum Chain {
     },
     /// UEFI firmware starts the selector from the EFI partition.
     Uefi {
-        /// The firmware's code.
-        code: PathBuf,
-        /// Its variables, kept per machine.
-        variables: PathBuf,
+        /// The selector.
+        program: PathBuf,
     },
+}
+
+impl Chain {
+    /// The stage-0 selector as it is now, with Debian's kernel; its archive is written to
+    /// `folder`.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be built.
+    pub fn stage_zero(debian: &Debian, folder: &Path) -> Result<Self> {
+        let host = "x86_64-unknown-linux-gnu";
+        let mut build = cargo(host);
+        build
+            .args([
+                "-p",
+                "gptprio",
+                "--no-default-features",
+                "--features",
+                "init",
+            ])
+            .args(["--bin", "gptprio-init"])
+            .env("RUSTFLAGS", "-C target-feature=+crt-static");
+        run(&mut build, BUILD_LIMIT)?.success()?;
+        let initramfs = folder.join("initramfs.cpio");
+        let mut pack = program("gptprio")?;
+        pack.arg("initramfs")
+            .arg(&initramfs)
+            .arg("--init")
+            .arg(built(host, "gptprio-init"));
+        let mut modules = Vec::new();
+        for name in ["nls_cp437", "nls_ascii", "vfat"] {
+            debian.module_with_dependencies(name, &mut modules)?;
+        }
+        for (_, module) in &modules {
+            pack.arg("--module").arg(module);
+        }
+        run(&mut pack, LIMIT)?.success()?;
+        Ok(Self::StageZero {
+            kernel: debian.kernel()?,
+            initramfs,
+        })
+    }
+
+    /// The UEFI selector as it is now; `None` where Rust's target for it or the firmware
+    /// is not installed.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be built.
+    pub fn uefi() -> Result<Option<Self>> {
+        let target = "x86_64-unknown-uefi";
+        let mut libraries = Command::new("rustc");
+        libraries.args(["--print", "target-libdir", "--target", target]);
+        let libraries = run(&mut libraries, LIMIT)?.success()?;
+        if !Path::new(libraries.trim()).exists() || !Path::new(FIRMWARE).exists() {
+            return Ok(None);
+        }
+        let mut build = cargo(target);
+        build.args(["-p", "gptprio-uefi"]);
+        run(&mut build, BUILD_LIMIT)?.success()?;
+        Ok(Some(Self::Uefi {
+            program: built(target, "gptprio-uefi.efi"),
+        }))
+    }
+}
+
+fn cargo(target: &str) -> Command {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut build = Command::new(cargo);
+    build.args(["build", "--quiet", "--profile", "dist", "--target", target]);
+    build
+}
+
+fn built(target: &str, name: &str) -> PathBuf {
+    target_folder().join(target).join("dist").join(name)
 }
 
 /// Arguments of QEMU that make the machine start.
@@ -77,17 +156,14 @@ pub fn arguments(chain: &Chain, disk: &Disk, folder: &Path) -> Result<Vec<String
             "-append".into(),
             "console=ttyS0 panic=2 gpt quiet".into(),
         ],
-        Chain::Uefi { code, variables } => {
+        Chain::Uefi { .. } => {
             let own = folder.join("variables.fd");
             if !own.exists() {
-                fs::copy(variables, &own)?;
+                fs::copy(VARIABLES, &own)?;
             }
             vec![
                 "-drive".into(),
-                format!(
-                    "if=pflash,format=raw,unit=0,readonly=on,file={}",
-                    path(code)
-                ),
+                format!("if=pflash,format=raw,unit=0,readonly=on,file={FIRMWARE}"),
                 "-drive".into(),
                 format!("if=pflash,format=raw,unit=1,file={}", path(&own)),
             ]

@@ -85,14 +85,15 @@ pub struct Debian {
 }
 
 impl Debian {
-    /// The packages in `folder`, downloaded by the first call.
+    /// The packages, downloaded by the first call and kept beside what cargo builds.
     ///
     /// # Errors
     ///
     /// `apt-get` or `dpkg-deb` fails.
-    pub fn unpacked(folder: &Path) -> Result<Self> {
+    pub fn unpacked() -> Result<Self> {
+        let folder = &target_folder().join("vm/debian");
         let debian = Self {
-            folder: folder.to_owned(),
+            folder: folder.clone(),
         };
         // The folder gets its name when it is whole.
         if !folder.exists() {
@@ -177,6 +178,14 @@ impl Debian {
         }
         Ok(libraries)
     }
+}
+
+/// Where cargo builds.
+pub(crate) fn target_folder() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target"),
+        PathBuf::from,
+    )
 }
 
 /// The names behind `depends=` in a module's file.

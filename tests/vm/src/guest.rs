@@ -84,7 +84,7 @@ ExecStart=/usr/lab/ready
 ";
 
 /// How a version is broken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Fault {
     /// Its first program makes the kernel panic.
     Panics,
@@ -227,7 +227,7 @@ impl Workshop {
     ///
     /// `mksquashfs` fails.
     pub fn usr_image(&self, version: &str, fault: Option<Fault>, image: &Path) -> Result<()> {
-        let tree = self.folder.join(format!("usr-{version}"));
+        let tree = image.with_extension("tree");
         let mut copy = Command::new("cp");
         // Links instead of copies: what differs is written anew below.
         copy.arg("-al").arg(self.base()).arg(&tree);

@@ -12,6 +12,8 @@ use system_tests::disk::{Disk, Layout, Slot};
 use system_tests::process::run;
 use system_tests::programs::system_tool;
 
+use crate::chain::COMMAND_LINE;
+
 const LIMIT: Duration = Duration::from_secs(60);
 const MIB: u64 = 1 << 20;
 /// Of the partitions.
@@ -34,7 +36,7 @@ const SYSTEMD: &str = "[Manager]\nRuntimeWatchdogSec=30s\nRebootWatchdogSec=30s\
     DefaultTimeoutStopSec=10s\n";
 const JOURNAL: &str = "[Journal]\nStorage=volatile\nForwardToConsole=yes\n\
     TTYPath=/dev/ttyS0\nMaxLevelConsole=info\n";
-const UPDATE: &str = "FIRST_CHECK_DELAY=1d\nHEALTH_DELAY=5s\n";
+const UPDATE: &str = "FIRST_CHECK_DELAY=1d\nHEALTH_DELAY=5s\nHEALTH_DEADLINE=20s\n";
 const HEALTH: &str = "#!/usr/bin/busybox sh\nexec /usr/lab/health\n";
 
 /// What a new disk holds.
@@ -51,6 +53,10 @@ pub struct Content<'a> {
     pub usrhash: Option<&'a str>,
     /// The update server, as `SERVER=` has it.
     pub server: &'a str,
+    /// The track that it follows.
+    pub track: &'a str,
+    /// Its id: 32 hexadecimal digits.
+    pub machine_id: &'a str,
     /// Further files of the machine: path below the root without a slash, content.
     pub files: &'a [(&'a str, &'a str)],
     /// Further files of the EFI partition: path, file here.
@@ -94,7 +100,10 @@ fn make_efi(image: &Path, folder: &Path, content: Content) -> Result<()> {
     fs::write(&initrd, content.initrd)?;
     let usrhash = folder.join("usrhash");
     let kernels = |name: &str| format!("{KERNELS}/{name}");
+    let settings = folder.join("gptprio.conf");
+    fs::write(&settings, format!("command-line = {COMMAND_LINE}\n"))?;
     let mut files = vec![
+        ("gptprio/gptprio.conf".to_owned(), settings.as_path()),
         (kernels("vmlinuz-a"), content.kernel),
         (kernels("initrd-a"), initrd.as_path()),
         (kernels("initrd-b"), initrd.as_path()),
@@ -154,13 +163,14 @@ fn make_root(image: &Path, folder: &Path, content: Content) -> Result<()> {
     }
     symlink("../run", tree.join("var/run"))?;
     let conf = format!(
-        "GROUP=stable\nSERVER={}\nREBOOT_STRATEGY=off\n",
-        content.server
+        "GROUP={}\nSERVER={}\nREBOOT_STRATEGY=off\n",
+        content.track, content.server
     );
+    let machine_id = format!("{}\n", content.machine_id);
     for (name, text) in [
         ("etc/passwd", PASSWD),
         ("etc/group", GROUP),
-        ("etc/machine-id", "0123456789abcdef0123456789abcdef\n"),
+        ("etc/machine-id", &machine_id),
         ("etc/systemd/system.conf", SYSTEMD),
         ("etc/systemd/journald.conf", JOURNAL),
         ("etc/flatcar/update.conf", &conf),

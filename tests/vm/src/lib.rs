@@ -16,6 +16,7 @@
 //! | [`qemu`] | one run of the virtual hardware |
 //! | [`machine`] | a machine over its resets |
 //! | [`releases`] | versions, good and bad, on a real update server |
+//! | [`scenario`] | what machines are put through |
 //! | [`write_log`] | what a power cut leaves of the writes |
 
 pub mod archive;
@@ -26,4 +27,5 @@ pub mod layout;
 pub mod machine;
 pub mod qemu;
 pub mod releases;
+pub mod scenario;
 pub mod write_log;

@@ -54,6 +54,14 @@ impl Machine {
     pub fn new(name: &str, chain: Chain, content: Content) -> Result<Self> {
         let folder = TempDir::new()?;
         let path = folder.path().join("disk.img");
+        let mut efi = content.efi.to_vec();
+        if let Chain::Uefi { program } = &chain {
+            efi.push(("EFI/BOOT/BOOTX64.EFI", program));
+        }
+        let content = Content {
+            efi: &efi,
+            ..content
+        };
         let disk = layout::create(&path, folder.path(), content)?;
         Self::with(name, chain, disk, folder)
     }
@@ -199,7 +207,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Asks for an update once more and waits until nothing is left to do.
+    /// Asks for an update and waits until nothing is left to do.
     ///
     /// # Errors
     ///

@@ -1,0 +1,435 @@
+//! What machines are put through. A scenario that does not end as it should is an
+//! error, with the end of the console in it.
+
+use std::fs::{self, File};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use fastrand::Rng;
+use system_tests::deadline::poll_until;
+use system_tests::disk::{Disk, Slot};
+use system_tests::etcd::Cluster;
+use system_tests::process::run;
+use system_tests::programs::program;
+use tempfile::TempDir;
+
+use crate::chain::Chain;
+use crate::debian::Debian;
+use crate::guest::Fault;
+use crate::layout::{Content, SIZES};
+use crate::machine::{BOOT_LIMIT, Machine, SHELL_LIMIT};
+use crate::releases::{FIRST, HOST, Identity, Releases};
+use crate::write_log::WriteLog;
+
+/// A place is given back after the soak of a second and some looks at the machine.
+const RELEASE_LIMIT: Duration = Duration::from_secs(120);
+
+/// Everything that scenarios share.
+#[derive(Debug)]
+pub struct Lab {
+    debian: Debian,
+    releases: Releases,
+    folder: TempDir,
+}
+
+/// What goes wrong with a new version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// It was made so.
+    Version(Fault),
+    /// Its kernel vanishes after it was installed.
+    NoKernel,
+    /// A byte of its image changes after it was installed.
+    FlippedByte,
+}
+
+impl Trouble {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Version(Fault::Panics),
+        Self::Version(Fault::Hangs),
+        Self::Version(Fault::ExitsInit),
+        Self::Version(Fault::Unhealthy),
+        Self::NoKernel,
+        Self::FlippedByte,
+    ];
+
+    /// The line of shell that makes it, in slot B.
+    fn sabotage(self) -> Option<&'static str> {
+        match self {
+            Self::Version(_) => None,
+            Self::NoKernel => Some("rm /boot/flatcar/vmlinuz-b && busybox sync"),
+            Self::FlippedByte => Some(
+                "b=$(busybox od -A n -t u1 -j 300 -N 1 /dev/nvme0n1p4) && \
+                 printf \"\\\\$(printf %o $((b ^ 1)))\" | \
+                 busybox dd of=/dev/nvme0n1p4 bs=1 seek=300 conv=notrunc,fsync",
+            ),
+        }
+    }
+}
+
+/// What of the partition tables is destroyed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Damage {
+    /// First header and table.
+    Primary,
+    /// Second header and table.
+    Backup,
+    /// The sector of the first header.
+    PrimaryHeader,
+    /// The first sector of the first table.
+    PrimaryTable,
+    /// The sector of the second header.
+    BackupHeader,
+    /// The first sector of the second table.
+    BackupTable,
+}
+
+impl Damage {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Primary,
+        Self::Backup,
+        Self::PrimaryHeader,
+        Self::PrimaryTable,
+        Self::BackupHeader,
+        Self::BackupTable,
+    ];
+
+    /// First sector and number of sectors, on a disk of so many.
+    fn sectors(self, disk: u64) -> (u64, u64) {
+        match self {
+            Self::Primary => (1, 33),
+            Self::Backup => (disk - 33, 33),
+            Self::PrimaryHeader => (1, 1),
+            Self::PrimaryTable => (2, 1),
+            Self::BackupHeader => (disk - 1, 1),
+            Self::BackupTable => (disk - 33, 1),
+        }
+    }
+
+    /// Destroys it.
+    ///
+    /// # Errors
+    ///
+    /// The disk cannot be written.
+    pub fn apply(self, disk: &Disk) -> Result<()> {
+        use std::os::unix::fs::FileExt as _;
+        let file = File::options().write(true).open(disk.path())?;
+        let (first, count) = self.sectors(file.metadata()?.len() / 512);
+        let garbage = vec![0xa5; usize::try_from(count * 512)?];
+        Ok(file.write_all_at(&garbage, first * 512)?)
+    }
+}
+
+impl Lab {
+    /// Packages, programs and the first version, once for a process.
+    ///
+    /// # Errors
+    ///
+    /// Something is missing.
+    pub fn open() -> Result<&'static Self> {
+        static LAB: OnceLock<Result<Lab, String>> = OnceLock::new();
+        LAB.get_or_init(|| Self::make().map_err(|error| format!("{error:#}")))
+            .as_ref()
+            .map_err(|error| anyhow::anyhow!("{error}"))
+    }
+
+    fn make() -> Result<Self> {
+        let debian = Debian::unpacked()?;
+        let releases = Releases::start(&debian)?;
+        Ok(Self {
+            debian,
+            releases,
+            folder: TempDir::new()?,
+        })
+    }
+
+    /// The stage-0 selector.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be built.
+    pub fn stage_zero(&self) -> Result<Chain> {
+        Chain::stage_zero(&self.debian, self.folder.path())
+    }
+
+    fn machine(&self, identity: &Identity, chain: &Chain) -> Result<Machine> {
+        let content = self.releases.first(identity);
+        Machine::new(&identity.track, chain.clone(), content)
+    }
+
+    /// `count` updates in a row, from slot to slot: each is installed, booted, marked
+    /// successful and reported with the version before it.
+    ///
+    /// # Errors
+    ///
+    /// Where it went wrong.
+    pub fn updates(&self, chain: &Chain, count: usize) -> Result<()> {
+        let identity = Identity::new("updates");
+        let mut machine = self.machine(&identity, chain)?;
+        machine.start()?;
+        let mut before = machine.up()?;
+        ensure!(before.version == FIRST, "{before:?}");
+        for number in 0..count {
+            let version = format!("{}.0.0", number + 2);
+            let slot = if number % 2 == 0 { Slot::B } else { Slot::A };
+            self.releases.publish(&identity.track, &version, None)?;
+            machine.update()?;
+            machine.reboot()?;
+            let now = machine.up()?;
+            ensure!(now.version == version, "{now:?}: {}", machine.last_words());
+            ensure!(now.boot_id != before.boot_id, "{now:?}");
+            machine.marked(slot)?;
+            machine.check()?;
+            let parts = ["update complete", "rebooted", &*before.version];
+            let event = self.releases.reported(&identity, &version, &parts)?;
+            println!(
+                "update {} of {count}: {version} runs in slot {}; reported: {}",
+                number + 1,
+                slot.letter(),
+                event.words
+            );
+            before = now;
+        }
+        machine.power_off()
+    }
+
+    /// Updates one machine to one bad version after the other: each falls back, is
+    /// reported once and not installed again.
+    ///
+    /// # Errors
+    ///
+    /// Where it went wrong.
+    pub fn troubles(&self, chain: &Chain, troubles: &[Trouble]) -> Result<()> {
+        let identity = Identity::new("troubles");
+        let mut machine = self.machine(&identity, chain)?;
+        machine.start()?;
+        machine.up()?;
+        for (number, trouble) in troubles.iter().copied().enumerate() {
+            let version = format!("2.{number}.0");
+            self.trouble(&identity, &mut machine, &version, trouble)
+                .with_context(|| format!("{trouble:?}"))?;
+        }
+        machine.power_off()
+    }
+
+    fn trouble(
+        &self,
+        identity: &Identity,
+        machine: &mut Machine,
+        version: &str,
+        trouble: Trouble,
+    ) -> Result<()> {
+        let fault = match trouble {
+            Trouble::Version(fault) => Some(fault),
+            Trouble::NoKernel | Trouble::FlippedByte => None,
+        };
+        self.releases.publish(&identity.track, version, fault)?;
+        machine.update()?;
+        if let Some(line) = trouble.sabotage() {
+            machine.shell(line)?;
+        }
+        let boots = machine.boots(Slot::B)?;
+        machine.reboot()?;
+        let mut up = machine.up_within(2 * BOOT_LIMIT)?;
+        if trouble == Trouble::Version(Fault::Unhealthy) {
+            // It runs, and gives up by itself.
+            ensure!(up.version == version, "{up:?}: {}", machine.last_words());
+            up = machine.up_within(2 * BOOT_LIMIT)?;
+        }
+        ensure!(up.version == FIRST, "{up:?}: {}", machine.last_words());
+        // It had one try.
+        let boots = machine.boots(Slot::B)? - boots;
+        let expected = usize::from(trouble != Trouble::NoKernel);
+        ensure!(boots == expected, "{boots} boots: {}", machine.last_words());
+        // Twice, as it must neither be told nor installed a second time.
+        machine.check()?;
+        machine.check()?;
+        let status = machine.shell("update_engine_client -status")?;
+        ensure!(status.contains("UPDATE_STATUS_IDLE"), "{status}");
+        let events = self.releases.events()?;
+        let rollbacks = events
+            .iter()
+            .filter(|event| event.machine == identity.id && event.words.contains("rolled back"))
+            .count();
+        let told = self.told_before(version) + 1;
+        ensure!(rollbacks == told, "{rollbacks} reports: {events:?}");
+        println!(
+            "{trouble:?}: {boots} boots of {version}, then {FIRST}; reported once, not installed again"
+        );
+        Ok(())
+    }
+
+    /// How many bad versions a machine had before 2.N.0.
+    fn told_before(&self, version: &str) -> usize {
+        let number = version.split('.').nth(1);
+        number.and_then(|number| number.parse().ok()).unwrap_or(0)
+    }
+
+    /// Boots a machine whose partition tables are damaged, and checks that they are whole
+    /// afterwards.
+    ///
+    /// # Errors
+    ///
+    /// Where it went wrong.
+    pub fn damaged_tables(&self, chain: &Chain, damages: &[Damage]) -> Result<()> {
+        let identity = Identity::new("tables");
+        let mut machine = self.machine(&identity, chain)?;
+        for damage in damages {
+            damage.apply(&machine.disk)?;
+            ensure!(
+                machine.disk.verify_table().is_err(),
+                "{damage:?} does no damage"
+            );
+            machine.start()?;
+            let up = machine.up().with_context(|| format!("{damage:?}"))?;
+            machine.power_off()?;
+            machine
+                .disk
+                .verify_table()
+                .with_context(|| format!("{damage:?} was not repaired"))?;
+            println!(
+                "{damage:?} destroyed: {} comes up, both copies are whole",
+                up.version
+            );
+        }
+        Ok(())
+    }
+
+    /// With both tables destroyed nothing boots: a message for a rescuer, and no storm of
+    /// resets.
+    ///
+    /// # Errors
+    ///
+    /// Where it went wrong.
+    pub fn no_tables(&self, chain: &Chain) -> Result<()> {
+        let identity = Identity::new("no-tables");
+        let mut machine = self.machine(&identity, chain)?;
+        Damage::Primary.apply(&machine.disk)?;
+        Damage::Backup.apply(&machine.disk)?;
+        machine.start()?;
+        machine.line_within("no valid partition table", BOOT_LIMIT)?;
+        std::thread::sleep(Duration::from_secs(20));
+        let starts = machine
+            .console()?
+            .matches("no valid partition table")
+            .count();
+        ensure!(starts == 1, "{}", machine.last_words());
+        println!("both tables destroyed: one message, no reset in 20 s");
+        machine.cut()
+    }
+
+    /// Cuts the power of a machine at `count` moments of an update; then the old or the
+    /// new version comes up. The same without the sync between the copies of the
+    /// partition table must fail.
+    ///
+    /// # Errors
+    ///
+    /// Where it went wrong.
+    pub fn power_cuts(&self, count: usize, seed: u64) -> Result<()> {
+        let identity = Identity::new("cuts");
+        self.releases.publish(&identity.track, "2.0.0", None)?;
+        let mut machine = self.machine(&identity, &Chain::Host)?;
+        let folder = TempDir::new()?;
+        let (base, log) = (folder.path().join("base"), folder.path().join("log"));
+        fs::copy(machine.disk.path(), &base)?;
+        File::create(&log)?;
+        machine.log_writes(&log);
+        machine.start()?;
+        machine.up()?;
+        machine.update()?;
+        machine.power_off()?;
+
+        let length = fs::metadata(&base)?.len();
+        let log = WriteLog::read(&log, length)?;
+        println!("an update writes: {:?}", log.totals());
+        let rng = &mut Rng::with_seed(seed);
+        let (mut old, mut new) = (0, 0);
+        for moment in log.moments(count, rng) {
+            let mut machine = Machine::of_disk(&format!("cut-{moment}"), Chain::Host, |disk| {
+                log.cut(&base, moment, disk, rng)
+            })?;
+            let booted = machine.start().and_then(|()| machine.up());
+            let up = booted.with_context(|| format!("a cut after entry {moment}, seed {seed}"))?;
+            match &*up.version {
+                FIRST => old += 1,
+                "2.0.0" => new += 1,
+                other => bail!("a cut after entry {moment}: {other} comes up"),
+            }
+        }
+        println!("{count} cuts: the old version comes up {old} times, the new one {new} times");
+
+        let careless = log.without_flushes_between_tables();
+        let disk = folder.path().join("careless");
+        let mut lost = 0;
+        for moment in careless.table_moments() {
+            for _ in 0..20 {
+                careless.cut(&base, moment, &disk, rng)?;
+                lost += usize::from(Disk::at(&disk, SIZES).next_boot().is_err());
+            }
+        }
+        println!("without the sync between the tables {lost} cuts would leave nothing that boots");
+        ensure!(lost > 0, "the check cannot fail");
+        Ok(())
+    }
+
+    /// locksmithd takes a place in etcd's semaphore and jumps into the new version; the
+    /// place is given back when that is well. A kernel that refuses to jump costs a reset
+    /// and nothing else.
+    ///
+    /// # Errors
+    ///
+    /// Where it went wrong.
+    pub fn kexec(&self, refused: bool) -> Result<()> {
+        let identity = Identity::new("kexec");
+        self.releases.publish(&identity.track, "2.0.0", None)?;
+        let etcd = Cluster::start()?;
+        let endpoint = etcd.endpoint(0).replace("127.0.0.1", HOST);
+        let settings = format!(
+            "strategy = \"etcd-lock\"\nreboot_method = \"kexec\"\nwarn_users = \"0s\"\n\
+             [etcd]\nendpoints = [\"{endpoint}\"]\n[health]\nsoak = \"1s\"\n"
+        );
+        let files = [("etc/locksmith/locksmith.toml", settings.as_str())];
+        let content = Content {
+            files: &files,
+            ..self.releases.first(&identity)
+        };
+        let mut machine = Machine::new(&identity.track, Chain::Host, content)?;
+        machine.start()?;
+        machine.up()?;
+        if refused {
+            machine.shell("echo 1 >/proc/sys/kernel/kexec_load_disabled")?;
+        }
+        // It reboots by itself as soon as the update is applied.
+        machine.shell("update_engine_client -check_for_update")?;
+        let up = machine.up_within(2 * BOOT_LIMIT)?;
+        ensure!(up.version == "2.0.0", "{up:?} {}", machine.last_words());
+        let resets = machine.resets();
+        ensure!(resets == usize::from(refused), "{}", machine.last_words());
+        // The place is kept until the new version has proven itself.
+        let status = semaphore(&etcd)?;
+        ensure!(status.starts_with("Available: 0\n"), "{status}");
+        machine.marked(Slot::B)?;
+        poll_until("the place given back", RELEASE_LIMIT, || {
+            Ok(semaphore(&etcd)?
+                .starts_with("Available: 1\n")
+                .then_some(()))
+        })
+        .with_context(|| machine.last_words())?;
+        let way = if refused { "refused" } else { "done" };
+        println!(
+            "kexec {way}: {} runs after {resets} resets, its place is free",
+            up.version
+        );
+        machine.power_off()
+    }
+}
+
+/// What `locksmithctl status` says of the semaphore.
+fn semaphore(etcd: &Cluster) -> Result<String> {
+    let mut status = program("locksmithctl")?;
+    status.args(["-endpoint", &etcd.endpoint(0), "status"]);
+    run(&mut status, SHELL_LIMIT)?.success()
+}
