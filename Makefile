@@ -4,7 +4,7 @@ CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-fleet test fleet-chaos simulate exhaustive bench-payload fuzz stage0 uefi lint setup
+.PHONY: help demo demo-fleet test fleet-chaos simulate exhaustive vm-test vm-series bench-payload fuzz stage0 uefi lint setup
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,13 @@ simulate: setup ## SEEDS fleets of ten thousand machines with faults (default 10
 
 exhaustive: setup ## Every order of events of a few machines, with faults
 	$(CARGO) test --release -p locksmith --lib exhaustive -- --ignored --nocapture
+
+vm-test: setup ## Virtual machines that boot, update and fall back: a short selection
+	$(CARGO) test -p vm-lab -- --nocapture
+
+vm-series: setup ## All of it, N times (default 20); PARTS="updates troubles tables cuts kexec uefi"
+	$(CARGO) build --workspace --bins
+	$(TARGET_DIR)/debug/vm_series $(or $(N),20) $(PARTS)
 
 bench-payload: setup ## Deltas and full payloads against other tools; IMAGES, PAIRS, PEERS, CORPUS, JSON
 	tests/corpus/make-corpus.sh

@@ -13,7 +13,6 @@ use system_tests::process::run;
 use system_tests::programs::{program, system_tool};
 use system_tests::release::public_key;
 
-use crate::archive::Archive;
 use crate::debian::Debian;
 
 /// The fixture key that signs all releases.
@@ -173,51 +172,42 @@ impl Workshop {
     ///
     /// A file of it is missing.
     pub fn initrd(&self) -> Result<Vec<u8>> {
-        let mut archive = Archive::default();
-        let folders = [
-            "bin", "dev", "lib", "lib64", "modules", "proc", "sys", "sysroot", "usr", "usr/sbin",
-            "run",
-        ];
-        for name in folders {
-            archive.folder(name)?;
+        let tree = self.folder.join("initrd");
+        for name in [
+            "bin", "dev", "lib", "lib64", "modules", "proc", "run", "sys", "sysroot", "usr/sbin",
+        ] {
+            fs::create_dir_all(tree.join(name))?;
         }
-        archive.device("dev/console", 5, 1)?;
-        archive.text("init", include_str!("../guest/initrd-init"))?;
-        archive.file("bin/busybox", &self.debian.usr().join("bin/busybox"))?;
-        let mut libraries = Vec::new();
+        write_program(&tree.join("init"), include_str!("../guest/initrd-init"))?;
+        fs::copy(
+            self.debian.usr().join("bin/busybox"),
+            tree.join("bin/busybox"),
+        )?;
         for name in EARLY_PROGRAMS {
-            let program = Path::new(name).file_name().unwrap_or_default();
-            archive.file(
-                &format!("usr/sbin/{}", program.to_string_lossy()),
-                &self.debian.usr().join(name),
-            )?;
-            libraries.append(&mut self.debian.libraries_of(name)?);
-        }
-        libraries.sort();
-        libraries.dedup();
-        for library in libraries {
-            let name = library
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
-            let folder = if name.starts_with("ld-linux") {
-                "lib64"
-            } else {
-                "lib"
-            };
-            archive.file(&format!("{folder}/{name}"), &library)?;
+            fs::copy(self.debian.usr().join(name), tree.join("usr").join(name))?;
+            for library in self.debian.libraries_of(name)? {
+                let name = library.file_name().unwrap_or_default();
+                let is_loader = name.to_string_lossy().starts_with("ld-linux");
+                let folder = if is_loader { "lib64" } else { "lib" };
+                fs::copy(&library, tree.join(folder).join(name))?;
+            }
         }
         let mut modules = Vec::new();
         for name in MODULES {
             self.debian.module_with_dependencies(name, &mut modules)?;
         }
         let names: Vec<_> = modules.iter().map(|(name, _)| name.as_str()).collect();
-        archive.text("modules/list", &names.join("\n"))?;
+        fs::write(tree.join("modules/list"), names.join("\n"))?;
         for (name, path) in &modules {
-            archive.file(&format!("modules/{name}.ko"), path)?;
+            fs::copy(path, tree.join(format!("modules/{name}.ko")))?;
         }
-        archive.finish()
+        let archive = self.folder.join("initrd.cpio");
+        let mut cpio = Command::new("sh");
+        cpio.args(["-c", "find . | cpio --quiet -o -H newc -R 0:0 -O \"$0\""])
+            .arg(&archive)
+            .current_dir(&tree);
+        run(&mut cpio, LIMIT)?.success().context("cpio")?;
+        Ok(fs::read(archive)?)
     }
 
     /// Writes the USR image of `version` to `image`; its length is a number of whole
@@ -307,11 +297,7 @@ impl Workshop {
 }
 
 /// Copies a folder with all that is in it.
-///
-/// # Errors
-///
-/// `cp` fails.
-pub fn copy_tree(from: &Path, to: &Path) -> Result<()> {
+fn copy_tree(from: &Path, to: &Path) -> Result<()> {
     let mut copy = Command::new("cp");
     copy.arg("-a").arg(from).arg(to);
     run(&mut copy, LIMIT)?.success()?;

@@ -9,7 +9,6 @@
 //! | module | what it stands for |
 //! |---|---|
 //! | [`debian`] | kernel and userland, from packages, kept between runs |
-//! | [`archive`] | the initial RAM disk's format |
 //! | [`guest`] | initial RAM disk and USR image of one version |
 //! | [`layout`] | the disk |
 //! | [`chain`] | what chooses the slot: firmware, selector, or this process |
@@ -19,7 +18,6 @@
 //! | [`scenario`] | what machines are put through |
 //! | [`write_log`] | what a power cut leaves of the writes |
 
-pub mod archive;
 pub mod chain;
 pub mod debian;
 pub mod guest;

@@ -216,17 +216,6 @@ impl Machine {
         self.shell_within("update_engine_client -update", UPDATE_LIMIT)
     }
 
-    /// Waits until a kernel has started the system of this slot.
-    ///
-    /// # Errors
-    ///
-    /// None does within the time of a boot.
-    pub fn boot_of(&mut self, slot: Slot) -> Result<()> {
-        let words = format!("lab: initrd starts usr={}", slot.guid());
-        self.line_within(&words, BOOT_LIMIT)?;
-        Ok(())
-    }
-
     /// Reboots in an orderly way. Returns at once.
     ///
     /// # Errors

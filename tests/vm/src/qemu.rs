@@ -31,8 +31,10 @@ impl Qemu {
     /// QEMU does not start; what it said is in the error.
     pub fn start(disk: &Drive, chain: &[String], console: &Path) -> Result<Self> {
         let shell = free_port()?;
-        let mut command = Command::new("qemu-system-x86_64");
+        // A test that is killed cannot end the machine; then the kernel does.
+        let mut command = Command::new("setpriv");
         command
+            .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
             .args(["-machine", "q35,accel=tcg", "-cpu", "max", "-m", "640"])
             .args(["-nodefaults", "-no-user-config", "-display", "none"])
             .arg("-netdev")

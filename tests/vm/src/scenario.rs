@@ -208,25 +208,26 @@ impl Lab {
         machine.start()?;
         machine.up()?;
         for (number, trouble) in troubles.iter().copied().enumerate() {
-            let version = format!("2.{number}.0");
-            self.trouble(&identity, &mut machine, &version, trouble)
+            self.trouble(&identity, &mut machine, number, trouble)
                 .with_context(|| format!("{trouble:?}"))?;
         }
         machine.power_off()
     }
 
+    /// The bad version 2.`number`.0, on a machine that has had as many before.
     fn trouble(
         &self,
         identity: &Identity,
         machine: &mut Machine,
-        version: &str,
+        number: usize,
         trouble: Trouble,
     ) -> Result<()> {
+        let version = format!("2.{number}.0");
         let fault = match trouble {
             Trouble::Version(fault) => Some(fault),
             Trouble::NoKernel | Trouble::FlippedByte => None,
         };
-        self.releases.publish(&identity.track, version, fault)?;
+        self.releases.publish(&identity.track, &version, fault)?;
         machine.update()?;
         if let Some(line) = trouble.sabotage() {
             machine.shell(line)?;
@@ -254,18 +255,11 @@ impl Lab {
             .iter()
             .filter(|event| event.machine == identity.id && event.words.contains("rolled back"))
             .count();
-        let told = self.told_before(version) + 1;
-        ensure!(rollbacks == told, "{rollbacks} reports: {events:?}");
+        ensure!(rollbacks == number + 1, "{rollbacks} reports: {events:?}");
         println!(
             "{trouble:?}: {boots} boots of {version}, then {FIRST}; reported once, not installed again"
         );
         Ok(())
-    }
-
-    /// How many bad versions a machine had before 2.N.0.
-    fn told_before(&self, version: &str) -> usize {
-        let number = version.split('.').nth(1);
-        number.and_then(|number| number.parse().ok()).unwrap_or(0)
     }
 
     /// Boots a machine whose partition tables are damaged, and checks that they are whole
