@@ -26,6 +26,20 @@ trait Unit {
     fn load_state(&self) -> zbus::Result<String>;
     #[zbus(property)]
     fn active_state(&self) -> zbus::Result<String>;
+    /// Number of the job that is queued for it, or 0; path of the job.
+    #[zbus(property)]
+    fn job(&self) -> zbus::Result<(u32, OwnedObjectPath)>;
+    #[zbus(property)]
+    fn wanted_by(&self) -> zbus::Result<Vec<String>>;
+    #[zbus(property)]
+    fn required_by(&self) -> zbus::Result<Vec<String>>;
+    #[zbus(property)]
+    fn requisite_of(&self) -> zbus::Result<Vec<String>>;
+    #[zbus(property)]
+    fn bound_by(&self) -> zbus::Result<Vec<String>>;
+    /// Since systemd 249.
+    #[zbus(property)]
+    fn upheld_by(&self) -> zbus::Result<Vec<String>>;
 }
 
 /// systemd on a bus.
@@ -44,19 +58,21 @@ impl Systemd {
     /// Whether a unit such as `boot-complete.target` is active; `None` when
     /// there is no such unit or no systemd.
     ///
+    /// A unit that is not even to be started, because no other one that is loaded
+    /// needs it, counts as not there: whoever waited for it would wait for ever.
+    /// systemd brings `boot-complete.target` along, and by itself does not start it.
+    ///
     /// # Errors
     ///
     /// There is one, but it does not answer.
     pub async fn is_active(&self, unit: &str) -> Result<Option<bool>, BusError> {
-        match self.states(unit).await {
-            Ok((load, _)) if load == "not-found" || load == "masked" => Ok(None),
-            Ok((_, active)) => Ok(Some(active == "active")),
+        match self.look_at(unit).await {
             Err(BusError::Absent { .. }) => Ok(None),
-            Err(error) => Err(error),
+            seen => seen,
         }
     }
 
-    async fn states(&self, unit: &str) -> Result<(String, String), BusError> {
+    async fn look_at(&self, unit: &str) -> Result<Option<bool>, BusError> {
         let connection = self.bus.connection().await?;
         let manager = ManagerProxy::new(&connection)
             .await
@@ -74,7 +90,17 @@ impl Systemd {
             .await
             .map_err(&failed)?;
         let load = unit.load_state().await.map_err(&failed)?;
-        Ok((load, unit.active_state().await.map_err(&failed)?))
+        if load == "not-found" || load == "masked" {
+            return Ok(None);
+        }
+        // The job first: one that ends between the two questions has made it active.
+        let (job, _) = unit.job().await.map_err(&failed)?;
+        let state = unit.active_state().await.map_err(&failed)?;
+        let is_idle = state == "inactive" && job == 0;
+        if is_idle && !is_needed(&unit).await.map_err(&failed)? {
+            return Ok(None);
+        }
+        Ok(Some(state == "active"))
     }
 
     /// Starts a target that ends the machine's life, as `systemctl` does it: all
@@ -96,6 +122,19 @@ impl Systemd {
             Err(error) => Err(failed(error)),
         }
     }
+}
+
+/// Whether another loaded unit pulls this one in or cannot be without it.
+async fn is_needed(unit: &UnitProxy<'_>) -> zbus::Result<bool> {
+    let upheld_by = match unit.upheld_by().await {
+        Err(error) if fault(&error) == Some(Fault::NotOffered) => Vec::new(),
+        answer => answer?,
+    };
+    Ok(!upheld_by.is_empty()
+        || !unit.wanted_by().await?.is_empty()
+        || !unit.required_by().await?.is_empty()
+        || !unit.requisite_of().await?.is_empty()
+        || !unit.bound_by().await?.is_empty())
 }
 
 fn is_no_such_unit(error: &zbus::Error) -> bool {

@@ -11,7 +11,7 @@ use zbus::wire::{ObjectPath, OwnedObjectPath};
 use zbus::{Connection, interface};
 
 use crate::support::{PrivateBus, soon};
-use crate::systemd::systemd;
+use crate::systemd::{More, systemd};
 
 const NAME: &str = "org.freedesktop.login1";
 const PATH: &str = "/org/freedesktop/login1";
@@ -278,7 +278,8 @@ async fn what_an_old_logind_cannot_do_systemd_does_or_nobody() {
     let bus = PrivateBus::start();
     let logind = Logind::of(Age::V245);
     let (_peer, login) = logind.start(&bus).await;
-    let (_systemd, started) = systemd(&bus, &[("kexec.target", "loaded", "inactive")]).await;
+    let (_systemd, started) =
+        systemd(&bus, &[("kexec.target", "loaded", "inactive", More::Idle)]).await;
     login
         .reboot(Mode::Kexec, Inhibition::Respect, WHY)
         .await

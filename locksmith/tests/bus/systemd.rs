@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use locksmith::bus::Systemd;
 use zbus::wire::{ObjectPath, OwnedObjectPath};
-use zbus::{Connection, DBusError, interface};
+use zbus::{Connection, DBusError, fdo, interface};
 
 use crate::support::PrivateBus;
 
@@ -40,9 +40,33 @@ impl Manager {
     }
 }
 
+/// A unit: its states, and what more there is to say of it.
 struct Unit {
     load: &'static str,
     active: &'static str,
+    more: More,
+}
+
+/// What may say that an inactive unit will be started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum More {
+    /// Nothing.
+    Idle,
+    /// A job is queued for it.
+    Queued,
+    /// Another unit has it in this property.
+    Needed(&'static str),
+    /// Nothing, and this systemd is one before 249.
+    IdleInOldSystemd,
+}
+
+impl Unit {
+    fn needed_by(&self, property: &'static str) -> Vec<String> {
+        match self.more {
+            More::Needed(by) if by == property => vec!["other.service".to_owned()],
+            _ => Vec::new(),
+        }
+    }
 }
 
 #[interface(name = "org.freedesktop.systemd1.Unit")]
@@ -56,13 +80,50 @@ impl Unit {
     fn active_state(&self) -> &str {
         self.active
     }
+
+    #[zbus(property)]
+    fn job(&self) -> (u32, OwnedObjectPath) {
+        let (number, path) = match self.more {
+            More::Queued => (7, "/org/freedesktop/systemd1/job/7"),
+            _ => (0, "/"),
+        };
+        (number, ObjectPath::try_from(path).unwrap().into())
+    }
+
+    #[zbus(property)]
+    fn wanted_by(&self) -> Vec<String> {
+        self.needed_by("WantedBy")
+    }
+
+    #[zbus(property)]
+    fn required_by(&self) -> Vec<String> {
+        self.needed_by("RequiredBy")
+    }
+
+    #[zbus(property)]
+    fn requisite_of(&self) -> Vec<String> {
+        self.needed_by("RequisiteOf")
+    }
+
+    #[zbus(property)]
+    fn bound_by(&self) -> Vec<String> {
+        self.needed_by("BoundBy")
+    }
+
+    #[zbus(property)]
+    fn upheld_by(&self) -> fdo::Result<Vec<String>> {
+        match self.more {
+            More::IdleInOldSystemd => Err(fdo::Error::UnknownProperty("UpheldBy".to_owned())),
+            _ => Ok(self.needed_by("UpheldBy")),
+        }
+    }
 }
 
-/// systemd with units of name, load state and active state, and what it was
+/// systemd with units of name, load state, active state and more, and what it was
 /// told to start.
 pub(crate) async fn systemd(
     bus: &PrivateBus,
-    units: &[(&'static str, &'static str, &'static str)],
+    units: &[(&'static str, &'static str, &'static str, More)],
 ) -> (Connection, Arc<Mutex<Vec<String>>>) {
     let started = Arc::default();
     let path = |number: usize| format!("{PATH}/unit/u{number}");
@@ -75,8 +136,8 @@ pub(crate) async fn systemd(
         started: Arc::clone(&started),
     };
     let mut peer = bus.peer().serve_at(PATH, manager).name(NAME);
-    for (number, &(_, load, active)) in units.iter().enumerate() {
-        peer = peer.serve_at(path(number), Unit { load, active });
+    for (number, &(_, load, active, more)) in units.iter().enumerate() {
+        peer = peer.serve_at(path(number), Unit { load, active, more });
     }
     (peer.build().await.unwrap(), started)
 }
@@ -84,25 +145,57 @@ pub(crate) async fn systemd(
 #[tokio::test]
 async fn a_target_is_active_inactive_or_not_there() {
     let bus = PrivateBus::start();
-    let (_systemd, _) = systemd(
-        &bus,
-        &[
-            ("up.target", "loaded", "active"),
-            ("going.target", "loaded", "activating"),
-            ("down.target", "loaded", "inactive"),
-            ("absent.target", "not-found", "inactive"),
-            ("masked.target", "masked", "inactive"),
-        ],
-    )
-    .await;
+    let table = [
+        ("up.target", "loaded", "active", More::Idle, Some(true)),
+        (
+            "going.target",
+            "loaded",
+            "activating",
+            More::Idle,
+            Some(false),
+        ),
+        (
+            "queued.target",
+            "loaded",
+            "inactive",
+            More::Queued,
+            Some(false),
+        ),
+        (
+            "failed.service",
+            "loaded",
+            "failed",
+            More::Idle,
+            Some(false),
+        ),
+        ("absent.target", "not-found", "inactive", More::Idle, None),
+        ("masked.target", "masked", "inactive", More::Idle, None),
+        // Nobody will ever start these.
+        ("idle.target", "loaded", "inactive", More::Idle, None),
+        (
+            "old.target",
+            "loaded",
+            "inactive",
+            More::IdleInOldSystemd,
+            None,
+        ),
+    ];
+    let needed = [
+        ("wanted.target", "WantedBy"),
+        ("required.target", "RequiredBy"),
+        ("requisite.target", "RequisiteOf"),
+        ("bound.target", "BoundBy"),
+        ("upheld.target", "UpheldBy"),
+    ]
+    .map(|(unit, by)| (unit, "loaded", "inactive", More::Needed(by), Some(false)));
+    let table: Vec<_> = table.into_iter().chain(needed).collect();
+    let units: Vec<_> = table
+        .iter()
+        .map(|&(unit, load, active, more, _)| (unit, load, active, more))
+        .collect();
+    let (_systemd, _) = systemd(&bus, &units).await;
     let systemd = Systemd::new(&bus.bus());
-    for (unit, expected) in [
-        ("up.target", Some(true)),
-        ("going.target", Some(false)),
-        ("down.target", Some(false)),
-        ("absent.target", None),
-        ("masked.target", None),
-    ] {
+    for (unit, .., expected) in table {
         assert_eq!(systemd.is_active(unit).await.unwrap(), expected, "{unit}");
     }
 }
