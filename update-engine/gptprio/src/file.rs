@@ -13,7 +13,7 @@ use std::vec::Vec;
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
-use nix::libc::O_DIRECT;
+use nix::libc::{O_DIRECT, O_EXCL};
 
 use crate::Gpt;
 use crate::device::{BlockDevice, DeviceError, check_bounds, length_of};
@@ -25,6 +25,9 @@ pub enum Access {
     ReadOnly,
     /// Reading and writing, with an exclusive lock.
     ReadWrite,
+    /// The same of a device that nothing else uses: fails while it is mounted or mapped,
+    /// and keeps it from being so. For a file it is [`Access::ReadWrite`].
+    Unused,
 }
 
 /// A block device, or a file that holds the image of one.
@@ -210,8 +213,18 @@ fn open_and_lock(
     if !file_type.is_file() && !file_type.is_block_device() {
         return Err("it is neither a block device nor a file".into());
     }
-    let write = access == Access::ReadWrite;
-    let file = OpenOptions::new().read(true).write(write).open(path)?;
+    let write = access != Access::ReadOnly;
+    let mut options = OpenOptions::new();
+    options.read(true).write(write);
+    if access == Access::Unused && file_type.is_block_device() {
+        options.custom_flags(O_EXCL);
+    }
+    let file = match options.open(path) {
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+            return Err("it is mounted or mapped; stop that first".into());
+        }
+        opened => opened?,
+    };
     if write {
         lock(&file, patience)?;
     }

@@ -3,7 +3,7 @@
 //! out: [`Application`] → [`Payload`] → [`Written`] → [`Proof`].
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -256,7 +256,7 @@ impl Application {
         for (name, part) in named_parts(manifest) {
             let files = self.partition_files(&name)?;
             let path = &files.target;
-            let device = open_partition(path, Access::ReadOnly)?;
+            let device = open_partition(path, Access::Unused)?;
             let block_size = manifest.block_size.into();
             let needed = part.new.size.checked_next_multiple_of(block_size);
             let (needed, available) = (needed.unwrap_or(u64::MAX), device.len());
@@ -290,8 +290,7 @@ impl Application {
             let name = name.to_owned();
             UpdateError::PartitionUnmapped { name }
         })?;
-        let place = |path: &PathBuf| fs::canonicalize(path).ok();
-        if place(&files.source).is_some_and(|source| place(&files.target) == Some(source)) {
+        if is_same_place(&files.source, &files.target) {
             let reason = "it is the running system's, too";
             return Err(file_error(
                 "install to",
@@ -348,7 +347,7 @@ impl Application {
             named: named_parts(manifest)
                 .map(|(name, _)| {
                     let path = self.partition_files(&name)?.target.clone();
-                    let device = open_partition(&path, Access::ReadWrite)?;
+                    let device = open_partition(&path, Access::Unused)?;
                     Ok(NamedPartition { name, path, device })
                 })
                 .collect::<Result<_, UpdateError>>()?,
@@ -727,6 +726,18 @@ fn named_parts(manifest: &Manifest) -> impl Iterator<Item = (Arc<str>, &Part)> {
         Target::Named(name) => Some((name, part)),
         _ => None,
     })
+}
+
+/// Whether both paths lead to one device or file, whatever they are called.
+fn is_same_place(one: &Path, other: &Path) -> bool {
+    let place = |path| {
+        let metadata = fs::metadata(path).ok()?;
+        Some(match metadata.file_type().is_block_device() {
+            true => (metadata.rdev(), None),
+            false => (metadata.dev(), Some(metadata.ino())),
+        })
+    };
+    place(one).is_some_and(|place_of_one| place(other) == Some(place_of_one))
 }
 
 fn open_partition(path: &Path, access: Access) -> Result<Arc<dyn BlockDevice>, UpdateError> {

@@ -235,6 +235,14 @@ fn a_further_partition_without_a_sound_place_is_refused_before_anything_is_writt
         false,
         "it is the running system's, too",
     );
+    refused(
+        |machine| {
+            std::fs::write(machine.path("oem-a"), vec![7; 3 * BLOCK]).unwrap();
+            std::fs::hard_link(machine.path("oem-a"), machine.path("oem-b")).unwrap();
+        },
+        false,
+        "it is the running system's, too",
+    );
 }
 
 #[test]

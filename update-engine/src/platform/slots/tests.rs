@@ -577,7 +577,13 @@ fn on_a_real_disk_the_kernels_partitions_are_the_slots() {
         tool(&["mke2fs", "-q", node]).unwrap();
         tool(&["mount", "-o", "ro", node, place]).unwrap();
         let error = find().map(|_| ()).map_err(|error| words(&error));
+        let unused = FileDevice::open(node, Access::Unused);
         tool(&["umount", place]).unwrap();
+        let refused = words(&unused.unwrap_err());
+        assert!(refused.contains("mounted or mapped"), "{refused}");
+        let unused = FileDevice::open(node, Access::Unused).unwrap();
+        tool(&["mount", "-o", "ro", node, place]).unwrap_err();
+        drop(unused);
         let error = error.unwrap_err();
         assert!(
             error.ends_with(&format!("is in use by {place}; stop that first")),
