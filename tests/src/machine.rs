@@ -98,14 +98,24 @@ impl Machine {
     /// A file cannot be written.
     pub fn reboot(&self, boot_id: &str, version: impl Fn(Slot) -> &'static str) -> Result<Slot> {
         let slot = self.disk.boot()?;
+        self.reboot_unselected(boot_id)?;
+        self.set_version(version(slot))?;
+        Ok(slot)
+    }
+
+    /// Reboots into the system that runs, as by a boot loader that does not look at the
+    /// slots.
+    ///
+    /// # Errors
+    ///
+    /// A file cannot be written.
+    pub fn reboot_unselected(&self, boot_id: &str) -> Result<()> {
         for in_memory in ["run", "var/run"].map(|folder| self.path(folder)) {
             if in_memory.exists() {
                 fs::remove_dir_all(in_memory)?;
             }
         }
-        self.set_boot_id(boot_id)?;
-        self.set_version(version(slot))?;
-        Ok(slot)
+        self.set_boot_id(boot_id)
     }
 
     fn set_boot_id(&self, id: &str) -> Result<()> {

@@ -172,6 +172,28 @@ fn a_machine_with_no_other_way_and_one_that_was_good_before_are_not_rebooted() {
 }
 
 #[test]
+fn a_reboot_that_led_to_the_same_system_again_is_not_repeated() {
+    let machine = in_the_new_version("HEALTH_DEADLINE=1s\n");
+    let systemd = run_by_systemd(&machine, BootComplete::Failing);
+    let reboots = || {
+        let asked = systemd.asked();
+        asked
+            .iter()
+            .filter(|asked| *asked == "Reboot false")
+            .count()
+    };
+    let daemon = machine.start_daemon_in(Slot::B).unwrap();
+    poll_until("reboot", LIMIT, || Ok((reboots() == 1).then_some(()))).unwrap();
+    drop(daemon);
+
+    machine.reboot_unselected(THIRD_BOOT).unwrap();
+    fs::create_dir_all(machine.path("run/systemd/system")).unwrap();
+    let daemon = machine.start_daemon_in(Slot::B).unwrap();
+    wait_for_words(&daemon, "led here again without a try less: not rebooting");
+    assert_eq!(reboots(), 1);
+}
+
+#[test]
 fn the_service_manager_hears_that_the_loop_lives_until_it_stands_still() {
     let machine = Machine::new(SLOT_SIZE, "http://127.0.0.1:1/", "ed25519").unwrap();
     let path = machine.path("notify");

@@ -73,6 +73,25 @@ pub enum BootError {
     },
 }
 
+/// How the running slot stands in the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// It is marked successful.
+    pub proven: bool,
+    /// Boots that it still has to become so.
+    pub tries: u8,
+    /// Another slot may boot.
+    pub others_may_boot: bool,
+}
+
+impl Standing {
+    /// Whether a boot of the running slot that fails leads to another slot, now or when its
+    /// tries are spent.
+    pub fn has_way_back(self) -> bool {
+        !self.proven && self.others_may_boot
+    }
+}
+
 /// The attributes in the partition table.
 #[derive(Clone)]
 pub struct GptBoot {
@@ -98,10 +117,9 @@ impl GptBoot {
         }
     }
 
-    /// Whether a boot of the running slot that fails leads to another slot, now or when its
-    /// tries are spent: it is not marked successful, and another one may boot. Changes nothing.
-    pub fn has_way_back(&self, slots: &Slots) -> Result<bool, BootError> {
-        let operation = format!("see what boots instead of {}", slots.source);
+    /// How the running slot stands. Changes nothing.
+    pub fn standing(&self, slots: &Slots) -> Result<Standing, BootError> {
+        let operation = format!("read the attributes of {}", slots.source);
         let disk: Arc<dyn BlockDevice> = match &self.disk {
             Some(disk) => Arc::clone(disk),
             None => match slots.open_disk(Access::ReadOnly) {
@@ -113,12 +131,17 @@ impl GptBoot {
             Ok(gpt) => gpt,
             Err(source) => return Err(BootError::Table { operation, source }),
         };
-        let (running, others): (Vec<_>, Vec<_>) = gpt
-            .slots(slots.slot_type)
-            .into_iter()
-            .partition(|slot| slot.number == slots.source.number);
-        Ok(running.iter().any(|slot| !slot.attributes.successful())
-            && others.iter().any(|slot| slot.attributes.bootable()))
+        let running = match gpt.partition(slots.source.number) {
+            Ok(running) => running.attributes,
+            Err(source) => return Err(BootError::Table { operation, source }),
+        };
+        let mut all = gpt.slots(slots.slot_type).into_iter();
+        Ok(Standing {
+            proven: running.successful(),
+            tries: running.tries(),
+            others_may_boot: all
+                .any(|slot| slot.number != slots.source.number && slot.attributes.bootable()),
+        })
     }
 
     /// The part of [`BootControl::set_active`] that comes after the proof.

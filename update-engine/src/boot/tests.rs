@@ -69,7 +69,7 @@ fn a_boot_gives_way_when_it_is_not_proven_and_another_slot_may_boot() {
         let (disk, slots) = machine(&layout(a, b));
         let before = disk.to_bytes();
         assert_eq!(
-            boot(&disk).has_way_back(&slots).unwrap(),
+            boot(&disk).standing(&slots).unwrap().has_way_back(),
             expected,
             "{a:?} {b:?}"
         );

@@ -4,6 +4,7 @@
 
 mod attempt;
 mod check;
+mod given_way;
 mod health_gate;
 mod installation;
 mod remembered;
@@ -95,9 +96,17 @@ impl World {
         })
     }
 
+    /// The slots, with a target to install into.
     fn discover(&self, settings: &Settings) -> Result<Slots, UpdateError> {
         self.discovery
             .find(&self.root, settings.slot_type)
+            .map_err(|error| UpdateError::Slots(Box::new(error)))
+    }
+
+    /// The slots, for what concerns the running one alone.
+    fn discover_running(&self, settings: &Settings) -> Result<Slots, UpdateError> {
+        self.discovery
+            .find_in_use(&self.root, settings.slot_type)
             .map_err(|error| UpdateError::Slots(Box::new(error)))
     }
 

@@ -85,13 +85,31 @@ impl Discovery {
     /// it.
     pub fn find(&self, root: &Root, slot_type: Guid) -> Result<Slots, PlatformError> {
         let mounts = Mount::all(root)?;
+        let (slots, device) = self.look(root, &mounts, slot_type)?;
+        slots.check_target_is_free(&mounts, device.as_ref())?;
+        Ok(slots)
+    }
+
+    /// The same for who does not write to the target: it may be in use.
+    pub fn find_in_use(&self, root: &Root, slot_type: Guid) -> Result<Slots, PlatformError> {
+        let mounts = Mount::all(root)?;
+        Ok(self.look(root, &mounts, slot_type)?.0)
+    }
+
+    /// The slots, and the device of their disk if it is none in a file.
+    fn look(
+        &self,
+        root: &Root,
+        mounts: &[Mount],
+        slot_type: Guid,
+    ) -> Result<(Slots, Option<Device>), PlatformError> {
         let (disk, device, booted) = match self {
             Self::Image { disk, booted } => (
                 disk.clone(),
                 device_at(root, disk)?,
                 Booted::Letter(*booted),
             ),
-            Self::Mounted => match running_place(root, &mounts)? {
+            Self::Mounted => match running_place(root, mounts)? {
                 Place::Partition {
                     disk,
                     number,
@@ -111,8 +129,7 @@ impl Discovery {
             },
         };
         let slots = Slots::read(root, &disk, device.as_ref(), slot_type, booted)?;
-        slots.check_target_is_free(&mounts, device.as_ref())?;
-        Ok(slots)
+        Ok((slots, device))
     }
 }
 

@@ -441,12 +441,17 @@ fn a_target_that_something_uses_is_not_touched() {
         machine.mount("11:4", point, "ext4", "/dev/sda4");
         machine
     };
-    let error = machine("/mnt").refused();
+    let busy = machine("/mnt");
+    let error = busy.refused();
     assert!(
         error.ends_with("/dev/sda) is in use by /mnt; stop that first"),
         "{error}"
     );
     machine(postinst::MOUNT_POINT).discover().unwrap();
+    // Who looks at the running slot alone is not kept from it.
+    let root = Root::at(busy.dir.path()).unwrap();
+    let slots = Discovery::Mounted.find_in_use(&root, USR_TYPE).unwrap();
+    assert_eq!((slots.source.number, slots.target.number), (3, 4));
 
     let mut machine = Machine::new();
     machine.disk("sda", "", 512, &Layout::two_slots());
