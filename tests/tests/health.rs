@@ -193,6 +193,41 @@ fn a_reboot_that_led_to_the_same_system_again_is_not_repeated() {
     assert_eq!(reboots(), 1);
 }
 
+/// The first check comes before the deadline, so the server hears of the new version while
+/// that is still on trial.
+#[test]
+fn a_version_that_reported_itself_and_never_got_healthy_is_quarantined() {
+    let release = Release::make(Recipe {
+        content_size: 1 << 20,
+        ..Recipe::default()
+    })
+    .unwrap();
+    let server = offer(&release, honest, |payload, _| {
+        Answer::File(payload.clone(), Fault::None)
+    })
+    .unwrap();
+    let machine = Machine::new(SLOT_SIZE, &server.url("/v1/update/"), "ed25519").unwrap();
+    let daemon = machine.start_daemon().unwrap();
+    machine.client(&["-update"]).unwrap().success().unwrap();
+    drop(daemon);
+    assert_eq!(machine.reboot(SECOND_BOOT, version_of).unwrap(), Slot::B);
+    let _systemd = run_by_systemd(&machine, BootComplete::Failing);
+    let daemon = machine.start_daemon_in(Slot::B).unwrap();
+    machine.client(&["-update"]).unwrap();
+    let heard = events(&server.exchanges()).unwrap();
+    let last = heard.last().unwrap();
+    assert_eq!(last.previous_version.as_deref(), Some("1.0.0"));
+    drop(daemon);
+
+    assert_eq!(machine.reboot(THIRD_BOOT, version_of).unwrap(), Slot::A);
+    let _daemon = machine.start_daemon().unwrap();
+    let refused = machine.client(&["-follow"]).unwrap();
+    assert!(refused.stderr.contains("rolled back"), "{}", refused.stderr);
+    let quarantined = machine.path("var/lib/update_engine/prefs/quarantined-versions");
+    assert_eq!(fs::read_to_string(quarantined).unwrap(), "2.0.0");
+    machine.still_boots_the_old_image().unwrap();
+}
+
 #[test]
 fn the_service_manager_hears_that_the_loop_lives_until_it_stands_still() {
     let machine = Machine::new(SLOT_SIZE, "http://127.0.0.1:1/", "ed25519").unwrap();

@@ -7,6 +7,8 @@ use omaha_protocol::Response;
 
 use super::attempt::Attempt;
 use super::{Engine, World, roll};
+use crate::boot::GptBoot;
+use crate::config::Settings;
 use crate::error::UpdateError;
 use crate::machine::{CheckResult, Failure};
 use crate::omaha::{self, Answer, UpdateOffer};
@@ -149,7 +151,7 @@ async fn exchange(world: &World, attempt: &Attempt) -> Result<Exchange, UpdateEr
     }
     // Only now has the server been told; the original forgot it before the post
     // and lost the report whenever the post failed.
-    world.told(&last)?;
+    world.told(&last, &attempt.settings)?;
     if reply.body.is_empty() {
         return Ok((
             reply.status,
@@ -250,9 +252,12 @@ impl World {
         })
     }
 
-    fn told(&self, last: &LastUpdate) -> Result<(), UpdateError> {
+    fn told(&self, last: &LastUpdate, settings: &Settings) -> Result<(), UpdateError> {
         match last {
             LastUpdate::Told => Ok(()),
+            // It may still be rolled back, and the version before must know it by this;
+            // it would install the same again. Until then the server hears it each time.
+            LastUpdate::Succeeded { .. } if self.is_on_trial(settings) => Ok(()),
             LastUpdate::Unknown | LastUpdate::Succeeded { .. } => self.keep(PREVIOUS_VERSION, ""),
             LastUpdate::RolledBack => {
                 if let Some(version) = self.read(INSTALLED_VERSION)?
@@ -262,6 +267,21 @@ impl World {
                     self.quarantine(&version)?;
                 }
                 self.keep(PREVIOUS_VERSION, "")
+            }
+        }
+    }
+
+    /// Whether the running slot is one that is not marked successful.
+    fn is_on_trial(&self, settings: &Settings) -> bool {
+        let standing = self.discover_running(settings).and_then(|slots| {
+            let boot = GptBoot::new(settings);
+            Ok(boot.standing(&slots)?)
+        });
+        match standing {
+            Ok(standing) => !standing.proven,
+            Err(error) => {
+                tracing::debug!(error = error.words(), "no slot is on trial");
+                false
             }
         }
     }

@@ -21,7 +21,8 @@ pub const MAX_VALUE: u64 = 4 << 20;
 
 /// The first app version that this machine ever reported, written once.
 pub const ALEPH_VERSION: Key = Key::new("aleph-version");
-/// The running version at the moment when an update completed; emptied by the next update check.
+/// The running version at the moment when an update completed; emptied by the first update check
+/// of a system that has proved healthy.
 pub const PREVIOUS_VERSION: Key = Key::new("previous-version");
 /// Body of the server's last answer to an update check. Post-install programs take it as fresh when
 /// its file is not older than that of [`PREVIOUS_VERSION`].
