@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use locksmith::coordinator::{
@@ -107,6 +108,16 @@ impl Cut {
     }
 }
 
+/// How often the network carries a call to the store.
+pub(crate) enum Delivery {
+    /// Once.
+    Only,
+    /// For the first time of two; tells the second whether it was carried out.
+    First(Arc<AtomicBool>),
+    /// For the second time.
+    Again(Arc<AtomicBool>),
+}
+
 pub(crate) enum What {
     Wakes {
         machine: u32,
@@ -123,7 +134,7 @@ pub(crate) enum What {
         process: u32,
         /// None: nobody waits for an answer any more.
         sent: Option<Duration>,
-        again: bool,
+        delivery: Delivery,
         call: Box<Call>,
     },
     KeepAlive,
@@ -486,9 +497,9 @@ impl World {
                 machine,
                 process,
                 sent,
-                again,
+                delivery,
                 call,
-            } => self.arrives(machine, process, sent, again, &call),
+            } => self.arrives(machine, process, sent, &delivery, &call),
             What::KeepAlive => self.keep_alive(),
             What::DaemonStarts { machine, boot } => self.start_daemon(machine, boot),
             What::Applies { machine, version } => self.applies(machine, version),
@@ -956,25 +967,29 @@ impl World {
             return;
         }
         let delay = self.delay();
-        let arrives = |sent, again, call: Call| What::Arrives {
+        let arrives = |sent, delivery, call: Call| What::Arrives {
             machine: number,
             process,
             sent,
-            again,
+            delivery,
             call: Box::new(call),
         };
         if commit && self.chance(late) {
             self.count("late commit");
             self.fails_at(number, now + REQUEST_LIMIT, &call);
             let delay = REQUEST_LIMIT.mul_f64(1.0 + 4.0 * self.rng.f64());
-            self.plan(now + delay, arrives(None, false, call));
+            self.plan(now + delay, arrives(None, Delivery::Only, call));
             return;
         }
+        let mut delivery = Delivery::Only;
         if commit && self.chance(twice) {
             let later = Duration::from_secs_f64(10.0 * self.rng.f64());
-            self.plan(now + delay + later, arrives(None, true, call.clone()));
+            let carried_out = Arc::new(AtomicBool::new(false));
+            delivery = Delivery::First(Arc::clone(&carried_out));
+            let again = Delivery::Again(carried_out);
+            self.plan(now + delay + later, arrives(None, again, call.clone()));
         }
-        self.plan(now + delay, arrives(Some(now), false, call));
+        self.plan(now + delay, arrives(Some(now), delivery, call));
     }
 
     /// The caller hears nothing, and gives up.
@@ -994,7 +1009,7 @@ impl World {
         number: u32,
         process: u32,
         sent: Option<Duration>,
-        again: bool,
+        delivery: &Delivery,
         call: &Call,
     ) {
         let id = self.machines[at(number)].id.clone();
@@ -1023,13 +1038,27 @@ impl World {
             }
             Call::Commit(transaction, signature) => {
                 let kind = Kind::of(transaction, &id);
-                if again {
-                    self.again(&id, transaction);
+                let author = Author::Agent(signature.clone());
+                if let Delivery::Again(carried_out) = delivery {
+                    // The document is deleted by hand alone; who finds it gone a second
+                    // time asks anew, as one does who was refused the first time.
+                    let anew = !carried_out.load(Ordering::Relaxed)
+                        || transaction
+                            .when
+                            .contains(&Compare::Modified(Key::Document, 0));
+                    if anew {
+                        self.count("late commit after its answer");
+                        self.commit(&author, transaction);
+                    } else {
+                        self.again(&id, transaction);
+                    }
                     return;
                 }
                 *self.tally.commits.entry(kind).or_default() += 1;
-                let author = Author::Agent(signature.clone());
-                let (outcome, _) = self.commit(&author, transaction);
+                let (outcome, succeeded) = self.commit(&author, transaction);
+                if let Delivery::First(carried_out) = delivery {
+                    carried_out.store(succeeded, Ordering::Relaxed);
+                }
                 if outcome == CommitOutcome::LeaseGone {
                     self.count("lease that had ended");
                 }
