@@ -470,7 +470,7 @@ impl CommandLine<'_> {
 /// The kernel of a slot. One that is cut short is refused: the running kernel would take
 /// it, and the machine would hang.
 fn find_kernel(root: &Root, letter: Letter) -> Result<Kernel, KexecError> {
-    let files = files_of(root, letter);
+    let files = files_of(root, letter)?;
     let [path, initrd, hash] =
         [&files.kernel, &files.initrd, &files.hash].map(|file| in_boot(root, file));
     let kernel = Kernel::read(&path?, Some(&initrd?), Some(&hash?)).map_err(|error| {
@@ -490,15 +490,14 @@ fn system_hash(kernel: &Kernel) -> Result<Option<String>, KexecError> {
 }
 
 /// The files of a slot on the boot partition.
-fn files_of(root: &Root, letter: Letter) -> KernelFiles {
-    // A path that cannot be resolved is reported when it is used.
-    let family = Kernel::family(|file| in_boot(root, file).is_ok_and(|path| path.exists()));
-    KernelFiles::new(family, letter)
+fn files_of(root: &Root, letter: Letter) -> Result<KernelFiles, KexecError> {
+    let family = Kernel::family(|file| in_boot(root, file).map(|path| path.exists()))?;
+    Ok(KernelFiles::new(family, letter))
 }
 
 /// The kernel of a slot, as a path to open. It need not exist.
 pub(super) fn kernel_of(root: &Root, letter: Letter) -> Result<PathBuf, KexecError> {
-    in_boot(root, &files_of(root, letter).kernel)
+    in_boot(root, &files_of(root, letter)?.kernel)
 }
 
 fn in_boot(root: &Root, file: &str) -> Result<PathBuf, KexecError> {

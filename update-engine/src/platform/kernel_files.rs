@@ -3,6 +3,8 @@
 
 use std::path::PathBuf;
 
+use gptprio::boot::{Kernel, KernelFiles as SlotFiles};
+
 use super::{Letter, PlatformError, Slots};
 use crate::config::{PartitionPlace, Settings};
 use crate::root::Root;
@@ -35,22 +37,17 @@ pub struct PartitionFiles {
 }
 
 impl KernelFiles {
-    /// The files of these slots.
-    ///
-    /// Kernels are in `/boot/coreos` if there is one already and in `/boot/flatcar` otherwise: a
-    /// machine that became Flatcar by update still boots from the old folder, and a kernel in the
-    /// other one would never be started.
+    /// The files of these slots, on the boot partition where boot selectors look for them
+    /// ([`Kernel::family`]).
     pub fn of(root: &Root, settings: &Settings, slots: &Slots) -> Result<Self, PlatformError> {
-        let family = if has_kernel(root, "coreos")? {
-            "coreos"
-        } else {
-            "flatcar"
-        };
+        let family = Kernel::family(|file| in_boot(root, file).map(|path| path.exists()))?;
+        let source = SlotFiles::new(family, slots.source.letter);
+        let target = SlotFiles::new(family, slots.target.letter);
         let policy = format!("pcrs-{}.zip", slots.target.letter.lower());
         Ok(Self {
-            source_kernel: kernel(root, family, slots.source.letter)?,
-            target_kernel: kernel(root, family, slots.target.letter)?,
-            target_root_hash: beside_kernels(root, family, "usrhash", slots.target.letter)?,
+            source_kernel: in_boot(root, &source.kernel)?,
+            target_kernel: in_boot(root, &target.kernel)?,
+            target_root_hash: in_boot(root, &target.hash)?,
             target_pcr_policy: opened(root, &format!("{}/{policy}", settings.state_dir))?,
             partitions: settings
                 .partitions
@@ -77,22 +74,8 @@ impl PartitionFiles {
     }
 }
 
-fn has_kernel(root: &Root, family: &str) -> Result<bool, PlatformError> {
-    let exists = |letter| kernel(root, family, letter).map(|path| path.exists());
-    Ok(exists(Letter::A)? || exists(Letter::B)?)
-}
-
-fn kernel(root: &Root, family: &str, letter: Letter) -> Result<PathBuf, PlatformError> {
-    beside_kernels(root, family, "vmlinuz", letter)
-}
-
-fn beside_kernels(
-    root: &Root,
-    family: &str,
-    name: &str,
-    letter: Letter,
-) -> Result<PathBuf, PlatformError> {
-    opened(root, &format!("/boot/{family}/{name}-{}", letter.lower()))
+fn in_boot(root: &Root, file: &str) -> Result<PathBuf, PlatformError> {
+    opened(root, &format!("/boot/{file}"))
 }
 
 fn opened(root: &Root, path: &str) -> Result<PathBuf, PlatformError> {

@@ -32,13 +32,17 @@ impl Kernel {
     /// other is stale.
     ///
     /// `exists` is asked for paths on the boot partition such as `coreos/vmlinuz-a`.
-    pub fn family(mut exists: impl FnMut(&str) -> bool) -> &'static str {
+    ///
+    /// # Errors
+    ///
+    /// The first of `exists`.
+    pub fn family<E>(mut exists: impl FnMut(&str) -> Result<bool, E>) -> Result<&'static str, E> {
         let [old, new] = Self::FAMILIES;
         let mut has = |letter| exists(&KernelFiles::new(old, letter).kernel);
-        match has(Letter::A) || has(Letter::B) {
+        Ok(match has(Letter::A)? || has(Letter::B)? {
             true => old,
             false => new,
-        }
+        })
     }
 
     /// Refuses what is too short for what it says of itself. A loader looks at the
@@ -120,9 +124,10 @@ mod tests {
             (&["coreos/vmlinuz-a"], "coreos"),
             (&["coreos/initrd-a"], "flatcar"),
         ] {
-            let family = Kernel::family(|path| files.contains(&path));
-            assert_eq!(family, expected, "{files:?}");
+            let family = Kernel::family(|path| Ok::<_, ()>(files.contains(&path)));
+            assert_eq!(family, Ok(expected), "{files:?}");
         }
+        assert_eq!(Kernel::family(|_| Err("unreadable")), Err("unreadable"));
     }
 
     #[test]

@@ -8,9 +8,6 @@ use std::vec::Vec;
 
 use super::{Kernel, RootHash};
 
-/// More than the digits of a hash and the end of a line.
-const MAX_HASH_FILE: usize = 128;
-
 /// A file of a kernel cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read {}", path.display())]
@@ -40,7 +37,7 @@ impl Kernel {
             })
         };
         let (head, len) = read(path, RootHash::HEAD)?;
-        let hash_file = hash_file.map(|file| match read(file, MAX_HASH_FILE) {
+        let hash_file = hash_file.map(|file| match read(file, RootHash::MAX_FILE) {
             Ok((content, _)) => Ok(Some(content)),
             Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
@@ -93,7 +90,7 @@ mod tests {
         assert_eq!(beside.initrd, Some(initrd.display().to_string()));
         assert_eq!(
             beside.hash_file.map(|content| content.len()),
-            Some(MAX_HASH_FILE)
+            Some(RootHash::MAX_FILE)
         );
         assert_eq!(Kernel::read(&kernel, None, None).unwrap().hash_file, None);
 

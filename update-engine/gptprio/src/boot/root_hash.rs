@@ -30,6 +30,9 @@ pub struct RootHash(String);
 impl RootHash {
     /// Bytes from the start of a kernel that the hash can lie in.
     pub const HEAD: usize = 0x200 + DIGITS;
+    /// Bytes to read of the file beside the kernel: more than the digits and the end of a
+    /// line, so that what follows them is noticed.
+    pub const MAX_FILE: usize = 128;
 
     /// The one hash of a slot, from the first [`RootHash::HEAD`] bytes of its kernel and
     /// the content of the file beside it. `None` when there is neither.

@@ -1,5 +1,6 @@
 //! Kernels from mounted partitions, started by kexec.
 
+use std::convert::Infallible;
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
@@ -43,7 +44,8 @@ impl Linux {
         let Some(boot) = &self.boot else {
             return Ok(None);
         };
-        let family = Kernel::family(|file| boot.path().join(file).exists());
+        let Ok(family) =
+            Kernel::family(|file| Ok::<_, Infallible>(boot.path().join(file).exists()));
         let files = KernelFiles::new(family, letter);
         let path = boot.path().join(&files.kernel);
         if !path.exists() {
@@ -93,7 +95,7 @@ impl Linux {
 
 impl Machine for Linux {
     type Staged = Staged;
-    type Started = std::convert::Infallible;
+    type Started = Infallible;
 
     fn find_kernel(&mut self, slot: &Partition, letter: Letter) -> Result<Kernel, String> {
         match self.on_boot_partition(letter)? {

@@ -20,9 +20,6 @@ use uefi::{CString16, Status};
 use crate::console;
 use crate::firmware::LoadedKernel;
 
-/// More than the digits of a hash and the end of a line.
-const MAX_HASH_FILE: usize = 128;
-
 /// The firmware that runs this program.
 #[derive(Debug)]
 pub(crate) struct Uefi;
@@ -32,13 +29,13 @@ impl Machine for Uefi {
     type Started = Infallible;
 
     fn find_kernel(&mut self, _: &Partition, letter: Letter) -> Result<Kernel, String> {
-        let family = Kernel::family(|path| exists(&absolute(path)));
+        let Ok(family) = Kernel::family(|path| Ok::<_, Infallible>(exists(&absolute(path))));
         let files = KernelFiles::new(family, letter);
         let path = absolute(&files.kernel);
         let file =
             read_file(&path, RootHash::HEAD)?.ok_or_else(|| format!("there is no {path}"))?;
         let initrd = absolute(&files.initrd);
-        let hash_file = read_file(&absolute(&files.hash), MAX_HASH_FILE)?;
+        let hash_file = read_file(&absolute(&files.hash), RootHash::MAX_FILE)?;
         Ok(Kernel {
             path,
             initrd: exists(&initrd).then_some(initrd),
