@@ -34,7 +34,7 @@ const MAGIC: &[u8; 8] = b"verity\0\0";
 ///
 /// As an [`Image`] it holds what a payload has to carry: everything but the tree.
 pub struct WithVerity<'a> {
-    image: &'a dyn Image,
+    image: Padded<'a>,
     /// Where the superblock lies: the image's size, rounded up to whole blocks.
     data_end: u64,
     superblock: [u8; BLOCK],
@@ -62,10 +62,7 @@ impl<'a> WithVerity<'a> {
         let Some(data_end) = length.checked_next_multiple_of(HashTree::BLOCK_SIZE) else {
             return Err(MakeError::ImageSize { size: length });
         };
-        let padded = Padded {
-            image,
-            image_length: length,
-        };
+        let padded = Padded { image, length };
         let mut hash = Sha256::new();
         padded.for_each_chunk(data_end, |chunk| hash.update(chunk))?;
         let of_data: [u8; 32] = hash.clone().finalize().into();
@@ -114,7 +111,7 @@ impl<'a> WithVerity<'a> {
             offset += size(chunk.len());
         }
         Ok(Self {
-            image,
+            image: padded,
             data_end,
             superblock,
             root_hash,
@@ -153,11 +150,7 @@ impl Image for WithVerity<'_> {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         let inside = usize::try_from(self.data_end.saturating_sub(offset)).unwrap_or(usize::MAX);
         let (data, rest) = buf.split_at_mut(inside.min(buf.len()));
-        let padded = Padded {
-            image: self.image,
-            image_length: self.image.len(),
-        };
-        padded.read_at(offset, data)?;
+        self.image.read_at(offset, data)?;
         if rest.is_empty() {
             return Ok(());
         }
@@ -250,12 +243,13 @@ pub fn check(image: &dyn Image, offset: u64) -> Result<[u8; 32], MakeError> {
 /// An image of whole blocks, the last one filled with zeros.
 struct Padded<'a> {
     image: &'a dyn Image,
-    image_length: u64,
+    /// Of the image, in bytes.
+    length: u64,
 }
 
 impl Padded<'_> {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        let inside = usize::try_from(self.image_length.saturating_sub(offset));
+        let inside = usize::try_from(self.length.saturating_sub(offset));
         let (data, padding) = buf.split_at_mut(inside.unwrap_or(usize::MAX).min(buf.len()));
         padding.fill(0);
         if data.is_empty() {

@@ -82,7 +82,7 @@ impl Systemd {
     /// it is there at once unless an operator has put checks before it. A machine without
     /// systemd and one without the target, or with a masked one, has nothing to wait for.
     pub(crate) async fn complete_boot(&self, limit: Duration) -> Result<(), String> {
-        if !self.root.path(RUNS).is_ok_and(|folder| folder.exists()) {
+        if !self.runs_the_machine() {
             return Ok(());
         }
         let waiting = self.start_boot_complete(limit);
@@ -141,7 +141,7 @@ impl Systemd {
         let Err(error) = by_logind.await else {
             return Ok(());
         };
-        if self.root.path(RUNS).is_ok_and(|folder| folder.exists()) {
+        if self.runs_the_machine() {
             return Err(format!("logind does not reboot the machine: {error}"));
         }
         let program = self.root.path(REBOOT).map_err(|error| error.to_string())?;
@@ -155,6 +155,10 @@ impl Systemd {
             Ok(Err(cause)) => Err(format!("no logind ({error}) and no {REBOOT}: {cause}")),
             Err(cause) => Err(cause.to_string()),
         }
+    }
+
+    fn runs_the_machine(&self) -> bool {
+        self.root.path(RUNS).is_ok_and(|folder| folder.exists())
     }
 
     async fn connect(&self) -> zbus::Result<Connection> {

@@ -119,7 +119,7 @@ pub(super) async fn check(world: Arc<World>, attempt: Arc<Attempt>) -> Checked {
 
 type Exchange = (u16, Result<(Answer, u64), UpdateError>);
 
-async fn exchange(world: &World, attempt: &Attempt) -> Result<Exchange, UpdateError> {
+async fn exchange(world: &Arc<World>, attempt: &Attempt) -> Result<Exchange, UpdateError> {
     let last = world.last_update(attempt)?;
     let running = match &last {
         LastUpdate::Unknown => omaha::running("0.0.0.0"),
@@ -151,7 +151,8 @@ async fn exchange(world: &World, attempt: &Attempt) -> Result<Exchange, UpdateEr
     }
     // Only now has the server been told; the original forgot it before the post
     // and lost the report whenever the post failed.
-    world.told(&last, &attempt.settings)?;
+    let (told, settings) = (Arc::clone(world), attempt.settings.clone());
+    Engine::blocking(move || told.told(&last, &settings)).await?;
     if reply.body.is_empty() {
         return Ok((
             reply.status,
@@ -252,6 +253,7 @@ impl World {
         })
     }
 
+    /// Remembers what the server has heard. Blocking: it may look at the disk.
     fn told(&self, last: &LastUpdate, settings: &Settings) -> Result<(), UpdateError> {
         match last {
             LastUpdate::Told => Ok(()),

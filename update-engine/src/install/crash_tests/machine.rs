@@ -14,8 +14,8 @@ use gptprio::testing::{FakeDisk, Layout};
 use gptprio::{Attributes, BlockDevice, DeviceError, Gpt, Region, USR_TYPE, select};
 use omaha_protocol::Event as OmahaEvent;
 use payload::make::{
-    Blocks, Parts, PreparedKind, PreparedOperation, PreparedPart, PreparedSource, PrivateKey,
-    Profile, Scratch, Source,
+    Blocks, Draft, Parts, PreparedKind, PreparedOperation, PreparedPart, PreparedSource,
+    PrivateKey, Profile, Scratch, Source,
 };
 use payload::recompress::Encoders;
 use payload::{Event, Image, ImageInfo, Limits, PayloadStream, PublicKey, Trust};
@@ -362,8 +362,7 @@ impl Release {
     pub(super) fn of_profile(profile: Profile, image: Vec<u8>, kernel: Option<Vec<u8>>) -> Self {
         let size = |bytes: &[u8]| u64::try_from(bytes.len()).unwrap();
         let (mut image_reader, mut kernel_reader) = (&image[..], kernel.as_deref());
-        let mut payload = Vec::new();
-        payload::make::full(
+        let draft = payload::make::full(
             Source {
                 size: size(&image),
                 reader: &mut image_reader,
@@ -376,14 +375,20 @@ impl Release {
             profile,
             std::io::Cursor::new(Vec::new()),
             std::num::NonZeroUsize::MIN,
-        )
-        .unwrap()
-        .sign(&[PrivateKey::from_pem(PRIVATE).unwrap()], &mut payload)
-        .unwrap();
+        );
+        let release = Self::signed(draft.unwrap(), image);
+        Self { kernel, ..release }
+    }
+
+    /// Of an image without a kernel.
+    fn signed<B: std::io::Read + std::io::Seek>(mut draft: Draft<B>, image: Vec<u8>) -> Self {
+        let mut payload = Vec::new();
+        let keys = [PrivateKey::from_pem(PRIVATE).unwrap()];
+        draft.sign(&keys, &mut payload).unwrap();
         Self {
             payload: payload.into(),
             image,
-            kernel,
+            kernel: None,
             root_hash: None,
             signer: PUBLIC,
         }
@@ -419,18 +424,12 @@ impl Release {
                 ..payload::Release::default()
             })
             .unwrap();
-        let mut payload = Vec::new();
-        let keys = [PrivateKey::from_pem(PRIVATE).unwrap()];
-        draft.sign(&keys, &mut payload).unwrap();
         let mut image = Vec::new();
         std::io::Read::read_to_end(&mut ImageReader::new(&appended), &mut image).unwrap();
         std::io::Read::read_to_end(&mut ImageReader::new(&scratch), &mut image).unwrap();
         Self {
-            payload: payload.into(),
-            image,
-            kernel: None,
             root_hash,
-            signer: PUBLIC,
+            ..Self::signed(draft, image)
         }
     }
 
@@ -462,17 +461,7 @@ impl Release {
             encoders,
             ..Parts::default()
         };
-        let mut payload = Vec::new();
-        let keys = [PrivateKey::from_pem(PRIVATE).unwrap()];
-        let mut draft = parts.draft(Profile::V2, scratch).unwrap();
-        draft.sign(&keys, &mut payload).unwrap();
-        Self {
-            payload: payload.into(),
-            image,
-            kernel: None,
-            root_hash: None,
-            signer: PUBLIC,
-        }
+        Self::signed(parts.draft(Profile::V2, scratch).unwrap(), image)
     }
 
     fn root_hash_line(&self) -> Option<String> {
@@ -599,16 +588,7 @@ impl Release {
         };
         let mut draft = parts.draft(Profile::V2, scratch).unwrap();
         draft.set_release(release).unwrap();
-        let mut payload = Vec::new();
-        let keys = [PrivateKey::from_pem(PRIVATE).unwrap()];
-        draft.sign(&keys, &mut payload).unwrap();
-        Self {
-            payload: payload.into(),
-            image,
-            kernel: None,
-            root_hash: None,
-            signer: PUBLIC,
-        }
+        Self::signed(draft, image)
     }
 
     /// Its operations on the partition.
