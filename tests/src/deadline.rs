@@ -15,6 +15,21 @@ const INTERVAL: Duration = Duration::from_millis(10);
 pub fn poll_until<T>(
     what: &str,
     limit: Duration,
+    probe: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    poll_every(INTERVAL, what, limit, probe)
+}
+
+/// As [`poll_until`], with `interval` between two looks: for a `probe` that costs
+/// something, such as a program or a long file.
+///
+/// # Errors
+///
+/// As [`poll_until`].
+pub fn poll_every<T>(
+    interval: Duration,
+    what: &str,
+    limit: Duration,
     mut probe: impl FnMut() -> Result<Option<T>>,
 ) -> Result<T> {
     let start = Instant::now();
@@ -25,7 +40,7 @@ pub fn poll_until<T>(
         if start.elapsed() > limit {
             bail!("{what} did not happen within {limit:?}");
         }
-        std::thread::sleep(INTERVAL);
+        std::thread::sleep(interval);
     }
 }
 

@@ -35,23 +35,36 @@ fn version_of(slot: Slot) -> &'static str {
     }
 }
 
-/// A machine in its first boot of the new version, in slot B, with its daemon not yet
-/// started.
-fn in_the_new_version(settings: &str) -> Machine {
-    let release = Release::make(Recipe {
+fn release() -> Release {
+    Release::make(Recipe {
         content_size: 1 << 20,
         ..Recipe::default()
     })
-    .unwrap();
-    let server = offer(&release, honest, |payload, _| {
+    .unwrap()
+}
+
+fn server_of(release: &Release) -> FaultServer {
+    offer(release, honest, |payload, _| {
         Answer::File(payload.clone(), Fault::None)
     })
-    .unwrap();
+    .unwrap()
+}
+
+/// A machine in its first boot of the new version, in slot B, with its daemon not yet
+/// started.
+fn updated_from(server: &FaultServer) -> Machine {
     let machine = Machine::new(SLOT_SIZE, &server.url("/v1/update/"), "ed25519").unwrap();
     let daemon = machine.start_daemon().unwrap();
     machine.client(&["-update"]).unwrap().success().unwrap();
     drop(daemon);
     assert_eq!(machine.reboot(SECOND_BOOT, version_of).unwrap(), Slot::B);
+    machine
+}
+
+/// The same with settings.
+fn in_the_new_version(settings: &str) -> Machine {
+    let server = server_of(&release());
+    let machine = updated_from(&server);
     let settings = format!("FIRST_CHECK_DELAY=1d\nHEALTH_DELAY=0s\nHEALTH_TIMEOUT=1s\n{settings}");
     machine
         .write("etc/update-engine/update.conf", &settings)
@@ -197,20 +210,8 @@ fn a_reboot_that_led_to_the_same_system_again_is_not_repeated() {
 /// that is still on trial.
 #[test]
 fn a_version_that_reported_itself_and_never_got_healthy_is_quarantined() {
-    let release = Release::make(Recipe {
-        content_size: 1 << 20,
-        ..Recipe::default()
-    })
-    .unwrap();
-    let server = offer(&release, honest, |payload, _| {
-        Answer::File(payload.clone(), Fault::None)
-    })
-    .unwrap();
-    let machine = Machine::new(SLOT_SIZE, &server.url("/v1/update/"), "ed25519").unwrap();
-    let daemon = machine.start_daemon().unwrap();
-    machine.client(&["-update"]).unwrap().success().unwrap();
-    drop(daemon);
-    assert_eq!(machine.reboot(SECOND_BOOT, version_of).unwrap(), Slot::B);
+    let server = server_of(&release());
+    let machine = updated_from(&server);
     let _systemd = run_by_systemd(&machine, BootComplete::Failing);
     let daemon = machine.start_daemon_in(Slot::B).unwrap();
     machine.client(&["-update"]).unwrap();
@@ -258,11 +259,7 @@ fn the_service_manager_hears_that_the_loop_lives_until_it_stands_still() {
 /// The first report meets an error, the second is lost on its way back, the third arrives.
 #[test]
 fn a_rollback_is_reported_until_the_server_has_heard_it_and_then_never_again() {
-    let release = Release::make(Recipe {
-        content_size: 1 << 20,
-        ..Recipe::default()
-    })
-    .unwrap();
+    let release = release();
     let (payload, package) = (release.payload.clone(), release.offer("", "update.payload"));
     let reports = AtomicUsize::new(0);
     let server = FaultServer::start(move |request| {
@@ -286,11 +283,7 @@ fn a_rollback_is_reported_until_the_server_has_heard_it_and_then_never_again() {
         Answer::Document(honest(package))
     })
     .unwrap();
-    let machine = Machine::new(SLOT_SIZE, &server.url("/v1/update/"), "ed25519").unwrap();
-    let daemon = machine.start_daemon().unwrap();
-    machine.client(&["-update"]).unwrap().success().unwrap();
-    drop(daemon);
-    assert_eq!(machine.reboot(SECOND_BOOT, version_of).unwrap(), Slot::B);
+    let machine = updated_from(&server);
     assert_eq!(machine.reboot(THIRD_BOOT, version_of).unwrap(), Slot::A);
 
     let count = || {

@@ -27,3 +27,7 @@ pub mod qemu;
 pub mod releases;
 pub mod scenario;
 pub mod write_log;
+
+/// Between two looks at something of a machine. They cost processor time, which its
+/// emulation needs.
+pub(crate) const LOOK: std::time::Duration = std::time::Duration::from_millis(250);

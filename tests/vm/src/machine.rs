@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use system_tests::deadline::poll_until;
+use system_tests::deadline::poll_every;
 use system_tests::disk::{Attributes, Disk, Slot};
 use tempfile::TempDir;
 
+use crate::LOOK;
 use crate::chain::{self, Chain};
 use crate::layout::{self, Content};
 use crate::qemu::{Console, Drive, Qemu};
@@ -151,7 +152,7 @@ impl Machine {
     ///
     /// There is none within `limit`; the end of the console is in the error.
     pub fn line_within(&mut self, part: &str, limit: Duration) -> Result<String> {
-        poll_until(&format!("\"{part}\" on the console"), limit, || {
+        poll_every(LOOK, &format!("\"{part}\" on the console"), limit, || {
             if let Some(line) = self.console.next(part)? {
                 return Ok(Some(line));
             }
@@ -242,7 +243,7 @@ impl Machine {
     pub fn power_off(&mut self) -> Result<()> {
         let mut qemu = self.qemu.take().context("it is switched off")?;
         qemu.send("systemctl poweroff")?;
-        poll_until("the end of the machine", BOOT_LIMIT, || {
+        poll_every(LOOK, "the end of the machine", BOOT_LIMIT, || {
             Ok((!qemu.is_running()?).then_some(()))
         })
         .with_context(|| self.last_words())
@@ -266,7 +267,7 @@ impl Machine {
     ///
     /// It is not.
     pub fn marked(&mut self, slot: Slot) -> Result<()> {
-        poll_until("the mark of success", SHELL_LIMIT, || {
+        poll_every(LOOK, "the mark of success", SHELL_LIMIT, || {
             Ok(self.disk.attributes(slot)?.successful.then_some(()))
         })
         .with_context(|| self.last_words())

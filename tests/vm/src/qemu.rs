@@ -1,15 +1,17 @@
 //! One run of the virtual hardware, from power on until it ends or is cut.
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use system_tests::deadline::poll_until;
+use system_tests::deadline::poll_every;
 use system_tests::process::Running;
+
+use crate::LOOK;
 
 /// Where a machine takes commands.
 const SHELL_PORT: u16 = 514;
@@ -79,7 +81,7 @@ impl Qemu {
     pub fn shell(&self, line: &str, limit: Duration) -> Result<(bool, String)> {
         let start = Instant::now();
         let what = format!("an answer to: {line}");
-        let text = poll_until(&what, limit, || {
+        let text = poll_every(LOOK, &what, limit, || {
             let left = limit.saturating_sub(start.elapsed());
             // Nothing at all is the answer of a machine that does not listen yet.
             Ok(Some(self.ask(line, left)?).filter(|text| !text.is_empty()))
@@ -164,11 +166,12 @@ impl Drive {
     }
 }
 
-/// The console's file, read from where the last look ended.
+/// The console's file, read from where the last call ended.
 #[derive(Debug)]
 pub struct Console {
     path: PathBuf,
-    seen: usize,
+    /// Bytes that a call has returned or passed over.
+    seen: u64,
 }
 
 impl Console {
@@ -207,16 +210,19 @@ impl Console {
     ///
     /// The file cannot be read.
     pub fn next(&mut self, part: &str) -> Result<Option<String>> {
-        let bytes = fs::read(&self.path)?;
-        let mut start = self.seen;
-        while let Some(length) = bytes[start..].iter().position(|byte| *byte == b'\n') {
-            let line = String::from_utf8_lossy(&bytes[start..start + length]).into_owned();
-            start += length + 1;
+        let mut file = BufReader::new(File::open(&self.path)?);
+        let mut end = file.seek(SeekFrom::Start(self.seen))?;
+        loop {
+            let mut line = Vec::new();
+            end += u64::try_from(file.read_until(b'\n', &mut line)?)?;
+            if !line.ends_with(b"\n") {
+                return Ok(None);
+            }
+            let line = String::from_utf8_lossy(&line);
             if line.contains(part) {
-                self.seen = start;
+                self.seen = end;
                 return Ok(Some(line.trim_end().to_owned()));
             }
         }
-        Ok(None)
     }
 }

@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
-use system_tests::deadline::poll_until;
+use system_tests::deadline::poll_every;
 use system_tests::process::{Running, run};
 use system_tests::programs::program;
 use system_tests::release::{private_key, public_key};
 use tempfile::TempDir;
 
+use crate::LOOK;
 use crate::debian::Debian;
 use crate::guest::{Fault, KEY, Workshop};
 use crate::layout::Content;
@@ -102,7 +103,7 @@ impl Releases {
             .arg(&served)
             .args(["--listen", "127.0.0.1:0", "--json-log"]);
         let server = Running::start(&mut serve)?;
-        let port: u16 = poll_until("the update server", SERVER_LIMIT, || {
+        let port: u16 = poll_every(LOOK, "the update server", SERVER_LIMIT, || {
             let said = server.stdout()?;
             let port = said.lines().find_map(|line| line.rsplit_once(':'));
             Ok(port.and_then(|(_, port)| port.trim().parse().ok()))
@@ -150,10 +151,15 @@ impl Releases {
         let folder = self.folder.path().join("served").join(&place);
         fs::create_dir_all(&folder)?;
         fs::hard_link(payload, folder.join("update.payload"))?;
-        poll_until("the server's notice of a release", NOTICE_LIMIT, || {
-            let on_offer = format!("on offer: {place}/");
-            Ok(self.server.stderr()?.contains(&on_offer).then_some(()))
-        })
+        poll_every(
+            LOOK,
+            "the server's notice of a release",
+            NOTICE_LIMIT,
+            || {
+                let on_offer = format!("on offer: {place}/");
+                Ok(self.server.stderr()?.contains(&on_offer).then_some(()))
+            },
+        )
         .with_context(|| self.server.stderr().unwrap_or_default())
     }
 
@@ -186,23 +192,14 @@ impl Releases {
     /// None has; the server's log is in the error.
     pub fn reported(&self, machine: &Identity, version: &str, parts: &[&str]) -> Result<Event> {
         let what = format!("an event of {version} with {parts:?}");
-        poll_until(&what, REPORT_LIMIT, || {
+        poll_every(LOOK, &what, REPORT_LIMIT, || {
             Ok(self.events()?.into_iter().find(|event| {
                 event.machine == machine.id
                     && event.version == version
                     && parts.iter().all(|part| event.words.contains(part))
             }))
         })
-        .with_context(|| self.log().unwrap_or_default())
-    }
-
-    /// All that the server has said.
-    ///
-    /// # Errors
-    ///
-    /// Its log cannot be read.
-    pub fn log(&self) -> Result<String> {
-        self.server.stderr()
+        .with_context(|| self.server.stderr().unwrap_or_default())
     }
 
     fn path(&self, version: &str, what: &str) -> PathBuf {

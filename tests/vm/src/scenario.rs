@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use fastrand::Rng;
-use system_tests::deadline::poll_until;
+use system_tests::deadline::poll_every;
 use system_tests::disk::{Disk, Slot};
 use system_tests::etcd::Cluster;
 use system_tests::process::run;
 use system_tests::programs::program;
 use tempfile::TempDir;
 
+use crate::LOOK;
 use crate::chain::Chain;
 use crate::debian::Debian;
 use crate::guest::Fault;
@@ -30,6 +31,7 @@ const RELEASE_LIMIT: Duration = Duration::from_secs(120);
 pub struct Lab {
     debian: Debian,
     releases: Releases,
+    stage_zero: OnceLock<Result<Chain, String>>,
     folder: TempDir,
 }
 
@@ -142,17 +144,24 @@ impl Lab {
         Ok(Self {
             debian,
             releases,
+            stage_zero: OnceLock::new(),
             folder: TempDir::new()?,
         })
     }
 
-    /// The stage-0 selector.
+    /// The stage-0 selector, built once: machines of other tests may start from its file.
     ///
     /// # Errors
     ///
     /// It cannot be built.
     pub fn stage_zero(&self) -> Result<Chain> {
-        Chain::stage_zero(&self.debian, self.folder.path())
+        self.stage_zero
+            .get_or_init(|| {
+                Chain::stage_zero(&self.debian, self.folder.path())
+                    .map_err(|error| format!("{error:#}"))
+            })
+            .clone()
+            .map_err(anyhow::Error::msg)
     }
 
     fn machine(&self, identity: &Identity, chain: &Chain) -> Result<Machine> {
@@ -406,7 +415,7 @@ impl Lab {
         let status = semaphore(&etcd)?;
         ensure!(status.starts_with("Available: 0\n"), "{status}");
         machine.marked(Slot::B)?;
-        poll_until("the place given back", RELEASE_LIMIT, || {
+        poll_every(LOOK, "the place given back", RELEASE_LIMIT, || {
             Ok(semaphore(&etcd)?
                 .starts_with("Available: 1\n")
                 .then_some(()))

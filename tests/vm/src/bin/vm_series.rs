@@ -35,39 +35,19 @@ fn main() -> Result<ExitCode> {
         bad: 0,
     };
     let stage_zero = lab.stage_zero()?;
-    series.run("updates", "stage-0", || lab.updates(&stage_zero, count));
-    for _ in 0..count {
-        for trouble in Trouble::ALL {
-            series.run("troubles", &format!("stage-0, {trouble:?}"), || {
-                lab.troubles(&stage_zero, &[trouble])
-            });
-        }
-    }
-    for damage in Damage::ALL {
-        series.run("tables", &format!("stage-0, {damage:?}"), || {
-            lab.damaged_tables(&stage_zero, &[damage])
-        });
-    }
+    let parts = ["updates", "troubles", "tables"];
+    series.selector(lab, "stage-0", &stage_zero, parts, count, count);
+    // UEFI firmware does not find its program without a partition table.
     series.run("tables", "stage-0, none", || lab.no_tables(&stage_zero));
     series.run("cuts", "host", || lab.power_cuts(CUTS, fastrand::u64(..)));
     for _ in 0..count {
         series.run("kexec", "done", || lab.kexec(false));
         series.run("kexec", "refused", || lab.kexec(true));
     }
-    match Chain::uefi().context("the UEFI selector")? {
-        None => println!("uefi: left out, needs the target x86_64-unknown-uefi and ovmf"),
-        Some(uefi) => {
-            series.run("uefi", "updates", || lab.updates(&uefi, count));
-            for trouble in Trouble::ALL {
-                series.run("uefi", &format!("{trouble:?}"), || {
-                    lab.troubles(&uefi, &[trouble])
-                });
-            }
-            for damage in Damage::ALL {
-                series.run("uefi", &format!("{damage:?}"), || {
-                    lab.damaged_tables(&uefi, &[damage])
-                });
-            }
+    if series.wants("uefi") {
+        match Chain::uefi().context("the UEFI selector")? {
+            Some(uefi) => series.selector(lab, "UEFI", &uefi, ["uefi"; 3], count, 1),
+            None => println!("uefi: left out, needs the target x86_64-unknown-uefi and ovmf"),
         }
     }
     println!("{} good, {} bad", series.good, series.bad);
@@ -84,8 +64,38 @@ struct Series {
 }
 
 impl Series {
+    /// What both selectors go through: updates in a row, rounds of bad versions, damaged
+    /// tables; `parts` is what an operator calls them.
+    fn selector(
+        &mut self,
+        lab: &Lab,
+        name: &str,
+        chain: &Chain,
+        [updates, troubles, tables]: [&str; 3],
+        count: usize,
+        rounds: usize,
+    ) {
+        self.run(updates, name, || lab.updates(chain, count));
+        for _ in 0..rounds {
+            for trouble in Trouble::ALL {
+                self.run(troubles, &format!("{name}, {trouble:?}"), || {
+                    lab.troubles(chain, &[trouble])
+                });
+            }
+        }
+        for damage in Damage::ALL {
+            self.run(tables, &format!("{name}, {damage:?}"), || {
+                lab.damaged_tables(chain, &[damage])
+            });
+        }
+    }
+
+    fn wants(&self, part: &str) -> bool {
+        self.wanted.is_empty() || self.wanted.iter().any(|wanted| wanted == part)
+    }
+
     fn run(&mut self, part: &str, what: &str, scenario: impl FnOnce() -> Result<()>) {
-        if !self.wanted.is_empty() && !self.wanted.iter().any(|wanted| wanted == part) {
+        if !self.wants(part) {
             return;
         }
         let start = Instant::now();
