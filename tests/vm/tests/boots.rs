@@ -12,9 +12,18 @@ fn updates_are_installed_booted_proven_and_reported() -> Result<()> {
 }
 
 #[test]
-fn bad_versions_fall_back_are_reported_once_and_not_installed_again() -> Result<()> {
+fn versions_that_do_not_run_fall_back_are_reported_once_and_not_installed_again() -> Result<()> {
     let lab = Lab::open()?;
-    lab.troubles(&lab.stage_zero()?, &Trouble::ALL)
+    let bad = [Fault::Panics, Fault::Hangs, Fault::ExitsInit];
+    lab.troubles(&lab.stage_zero()?, &bad.map(Trouble::Version))
+}
+
+#[test]
+fn versions_that_do_not_start_or_do_not_get_healthy_fall_back_too() -> Result<()> {
+    let lab = Lab::open()?;
+    let unhealthy = Trouble::Version(Fault::Unhealthy);
+    let bad = [unhealthy, Trouble::NoKernel, Trouble::FlippedByte];
+    lab.troubles(&lab.stage_zero()?, &bad)
 }
 
 #[test]

@@ -76,12 +76,12 @@ impl Series {
         rounds: usize,
     ) {
         self.run(updates, name, || lab.updates(chain, count));
-        for _ in 0..rounds {
-            for trouble in Trouble::ALL {
-                self.run(troubles, &format!("{name}, {trouble:?}"), || {
-                    lab.troubles(chain, &[trouble])
-                });
-            }
+        for round in 0..rounds {
+            // One machine meets all of them, each time in another order.
+            let mut kinds = Trouble::ALL;
+            kinds.rotate_left(round % Trouble::ALL.len());
+            let what = format!("{name}, all six, round {} of {rounds}", round + 1);
+            self.run(troubles, &what, || lab.troubles(chain, &kinds));
         }
         for damage in Damage::ALL {
             self.run(tables, &format!("{name}, {damage:?}"), || {
