@@ -151,6 +151,13 @@ impl World {
             {
                 self.plan(later, What::Act(Act::LegacyLock(id)));
             }
+            // Only now: an edit that is refused is made again, and each would be followed
+            // by two.
+            Act::Edit => {
+                if let Some(every) = self.faults().map(|faults| faults.edits) {
+                    self.plan_next(every, What::Act(Act::Edit));
+                }
+            }
             _ => {}
         }
     }
@@ -218,9 +225,8 @@ impl World {
 
     /// What hands do to a document.
     fn edit(&mut self, snapshot: &Snapshot) -> Option<Transaction> {
-        let every = self.faults()?.edits;
+        self.faults()?;
         self.count("edit by hand");
-        self.plan_next(every, What::Act(Act::Edit));
         let mut document = snapshot.places().clone();
         match self.rng.u8(..4) {
             0 => {
