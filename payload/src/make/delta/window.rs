@@ -180,12 +180,8 @@ struct Encoded {
 impl Maker<'_> {
     pub(super) fn make(&self, window: &Window) -> Result<Made, MakeError> {
         let opened = self.open(window)?;
-        let mut copies = matching::matches(&opened.plain, self.space.bytes(), self.space.seeds());
-        // What an operation reads lies either in its extents or in decoded blocks.
-        let image = self.space.image();
-        for copy in copies.iter_mut().filter(|copy| copy.source < image) {
-            copy.length = copy.length.min(image - copy.source);
-        }
+        let copies = matching::matches(&opened.plain, self.space.bytes(), self.space.seeds());
+        let mut copies = cut_at(copies, self.space.image());
         // The larger the source would be, the more must each block of it give.
         let mut worth = 128;
         drop_lonely(&mut copies, worth);
@@ -557,6 +553,22 @@ fn whole_blocks(mut ranges: Vec<Range<usize>>, end: usize) -> Vec<Range<usize>> 
     joined
 }
 
+/// What an operation reads lies either in its extents or in decoded blocks, so a copy
+/// that goes on from the end of the image, `place`, to the first of those is two.
+fn cut_at(copies: Vec<Copy>, place: usize) -> Vec<Copy> {
+    let halves = |copy: Copy| {
+        let before = place.saturating_sub(copy.source).min(copy.length);
+        let [first, second] = [0..before, before..copy.length];
+        [first, second].map(|part| Copy {
+            target: copy.target + part.start,
+            source: copy.source + part.start,
+            length: part.len(),
+        })
+    };
+    let parts = copies.into_iter().flat_map(halves);
+    parts.filter(|part| part.length > 0).collect()
+}
+
 /// Drops short copies that nearly alone need a block of the source: reading and naming
 /// it costs more than their bytes. Each block must give `worth` bytes.
 fn drop_lonely(copies: &mut Vec<Copy>, worth: usize) {
@@ -594,4 +606,32 @@ fn affordable(space: &Space, copies: &[Copy]) -> Vec<Copy> {
     let mut chosen = order[..good].to_vec();
     chosen.sort_unstable();
     chosen.into_iter().map(|index| copies[index]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_over_the_end_of_the_image_goes_on_in_the_decoded_blocks() {
+        let copy = |target, source, length| Copy {
+            target,
+            source,
+            length,
+        };
+        let copies = vec![
+            copy(0, 10, 90),
+            copy(90, 60, 100),
+            copy(200, 100, 5),
+            copy(300, 99, 1),
+        ];
+        let parts = [
+            copy(0, 10, 90),
+            copy(90, 60, 40),
+            copy(130, 100, 60),
+            copy(200, 100, 5),
+            copy(300, 99, 1),
+        ];
+        assert_eq!(cut_at(copies, 100), parts);
+    }
 }
