@@ -160,9 +160,13 @@ fn codecs(input: &[u8]) {
     let Some((&first, block)) = input.split_first() else {
         return;
     };
-    let codec = [Codec::Zlib, Codec::Xz, Codec::Zstd, Codec::Lz4][usize::from(first % 4)];
-    if let Ok(plain) = codec.decode(block, RESULT) {
-        assert!(plain.len() <= RESULT);
+    let codec = Codec::ALL[usize::from(first) % Codec::ALL.len()];
+    let limit = match codec {
+        Codec::MicroLzma => BLOCK,
+        _ => RESULT,
+    };
+    if let Ok(plain) = codec.decode(block, limit) {
+        assert!(plain.len() <= limit);
     }
 }
 
@@ -202,6 +206,8 @@ fn spread(input: &[u8]) -> Vec<u8> {
 
 /// Bytes that operations may make here.
 const RESULT: usize = 256 << 10;
+/// Plain bytes of the blocks here.
+const BLOCK: usize = 16 << 10;
 
 /// What patches start from: a block of each codec at a multiple of 4096, then text.
 static SOURCE: LazyLock<Vec<u8>> = LazyLock::new(|| {
@@ -212,7 +218,7 @@ static SOURCE: LazyLock<Vec<u8>> = LazyLock::new(|| {
     for spec in ENCODERS.iter() {
         let block = HERE
             .get(spec)
-            .and_then(|encoder| encoder.encode(&text[..16 << 10], &[]).ok());
+            .and_then(|encoder| encoder.encode(&text[..BLOCK], &[]).ok());
         source.extend(block.unwrap_or_default());
         source.resize(source.len().next_multiple_of(4096), 0);
     }
@@ -222,7 +228,7 @@ static SOURCE: LazyLock<Vec<u8>> = LazyLock::new(|| {
 
 static HERE: LazyLock<Encoders> = LazyLock::new(Encoders::carried);
 
-/// One of each library.
+/// One of each codec, in their order.
 static ENCODERS: LazyLock<Vec<EncoderSpec>> = LazyLock::new(|| {
     let methods = [
         Method::Zlib {
@@ -236,6 +242,12 @@ static ENCODERS: LazyLock<Vec<EncoderSpec>> = LazyLock::new(|| {
             pieces: None,
         },
         Method::Lz4 { level: None },
+        Method::MicroLzma {
+            level: 3,
+            dictionary: 4096,
+            capacity: 16 << 10,
+            ahead: 0,
+        },
     ];
     let specs = methods.iter().flat_map(|method| HERE.versions(method));
     specs.collect()
@@ -450,8 +462,8 @@ mod tests {
             );
         }
         for seed in seeds("codecs") {
-            let codec = [Codec::Zlib, Codec::Xz, Codec::Zstd, Codec::Lz4][usize::from(seed[0])];
-            assert_eq!(codec.decode(&seed[1..], RESULT).unwrap().len(), 16 << 10);
+            let codec = Codec::ALL[usize::from(seed[0])];
+            assert_eq!(codec.decode(&seed[1..], BLOCK).unwrap().len(), BLOCK);
         }
         for name in ["squashfs", "erofs"] {
             for (index, seed) in seeds(name).iter().enumerate() {
@@ -483,15 +495,13 @@ mod tests {
             fs::create_dir_all(corpus(target)).unwrap();
             fs::write(corpus(target).join(name), bytes).unwrap();
         };
-        let codecs = [Codec::Zlib, Codec::Xz, Codec::Zstd, Codec::Lz4];
+        let codecs = Codec::ALL;
         let mut blocks = Vec::new();
         for (index, spec) in ENCODERS.iter().enumerate() {
-            let plain = &SOURCE[SOURCE.len() - 40_000..][..16 << 10];
+            let plain = &SOURCE[SOURCE.len() - 40_000..][..BLOCK];
             let encoder = HERE.get(spec).unwrap();
             let text = &SOURCE[ENCODERS.len() * 4096..];
-            let stored = encoder
-                .encode(&text[..16 << 10], &[])
-                .map_or(0, |b| b.len());
+            let stored = encoder.encode(&text[..BLOCK], &[]).map_or(0, |b| b.len());
             let block = encoder.encode(plain, &[]).unwrap();
             let first = u8::try_from(index).unwrap();
             write(
@@ -506,7 +516,7 @@ mod tests {
             let block = SourceBlock {
                 start,
                 stored: *stored,
-                plain: 16 << 10,
+                plain: BLOCK,
                 codec,
             };
             start += stored.next_multiple_of(4096);

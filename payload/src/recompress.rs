@@ -17,7 +17,7 @@ mod spec;
 
 pub use codec::Codec;
 pub use encoders::{Encoder, Encoders, MissingEncoder, Sample};
-pub use spec::{EncoderSpec, Library, Method, SpecError};
+pub use spec::{EncoderSpec, Library, MOST_DICTIONARY, Method, SpecError};
 
 /// Why a block was not decoded or encoded.
 #[derive(Debug, thiserror::Error)]

@@ -268,7 +268,8 @@ fn padded(mut bytes: Vec<u8>) -> Vec<u8> {
 }
 
 /// The kinds of images, and the tools and options that make them of a tree.
-const KINDS: [(&str, &str, &[&str]); 7] = [
+/// A name, a tool (none for plain bytes) and its options, or the images of a fixture.
+const KINDS: [(&str, &str, &[&str]); 9] = [
     ("plain", "", &[]),
     ("squashfs gzip", "mksquashfs", &["-comp", "gzip"]),
     (
@@ -280,7 +281,11 @@ const KINDS: [(&str, &str, &[&str]); 7] = [
     ("squashfs lz4", "mksquashfs", &["-comp", "lz4", "-Xhc"]),
     ("erofs lz4", "mkfs.erofs", &["-zlz4"]),
     ("erofs lz4hc", "mkfs.erofs", &["-zlz4hc,9", "-C16384"]),
+    ("erofs zstd", FIXTURE, &["old-zstd.img", "new-zstd.img"]),
+    ("erofs lzma", FIXTURE, &["old-lzma.img", "new-lzma.img"]),
 ];
+
+const FIXTURE: &str = "fixtures/erofs";
 
 type Tree = BTreeMap<String, Vec<u8>>;
 
@@ -358,6 +363,13 @@ fn releases(seed: u64, tool: &str, options: &[&str]) -> Option<[Vec<u8>; 2]> {
         let new = random.changed(&old);
         return Some([padded(old), padded(new)]);
     }
+    if tool == FIXTURE {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("..")
+            .join(FIXTURE);
+        let image = |name: &str| fs::read(folder.join(name)).unwrap();
+        return Some([image(options[0]), image(options[1])]);
+    }
     let old = tree(random);
     let new = next_release(random, &old);
     Some([build(&old, tool, options)?, build(&new, tool, options)?])
@@ -426,6 +438,25 @@ fn whatever_changed_the_new_compressed_image_comes_out() {
     for (kind, tool, options) in compressed {
         let count = (mutations() / 2).div_ceil(compressed.len());
         mutate(kind, tool, options, count);
+    }
+}
+
+/// What is compressed is compared, not how.
+#[test]
+fn the_same_files_by_other_compressors_cost_little() {
+    for names in [
+        &["old-zstd.img", "old-lzma.img"],
+        &["new-lzma.img", "new-zstd.img"],
+    ] {
+        let [old, new] = releases(0, FIXTURE, names).unwrap();
+        let payload = make(&old, &new, Profile::V2, 2);
+        assert!(applied(&payload, &old) == new, "{names:?}");
+        println!("{names:?}: {} of {} bytes", payload.len(), new.len());
+        assert!(
+            payload.len() < new.len() / 10,
+            "{names:?}: {} bytes",
+            payload.len()
+        );
     }
 }
 

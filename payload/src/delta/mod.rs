@@ -328,11 +328,12 @@ fn code(codec: Codec) -> u8 {
         Codec::Xz => 1,
         Codec::Zstd => 2,
         Codec::Lz4 => 3,
+        Codec::MicroLzma => 4,
     }
 }
 
 fn codec(code: usize) -> Result<Codec, Cause> {
-    [Codec::Zlib, Codec::Xz, Codec::Zstd, Codec::Lz4]
+    Codec::ALL
         .get(code)
         .copied()
         .ok_or_else(|| "it needs a codec that this program does not know".into())

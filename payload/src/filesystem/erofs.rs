@@ -1,4 +1,4 @@
-//! erofs: files compressed by lz4 in physical clusters of whole blocks.
+//! erofs: files compressed by lz4, lzma or zstd in physical clusters of whole blocks.
 //!
 //! ```text
 //! | 1024 | superblock 128 | configurations of compressors | ... inodes and data ...
@@ -10,15 +10,15 @@
 //! of two forms: full, 8 bytes an entry, or compact, 2 or 4 bytes, in packs that
 //! share the number of a block.
 //!
-//! What lz4 wrote is at the end of its blocks, after zeros; no block of lz4 starts
+//! What an encoder wrote is at the end of its blocks, after zeros; none starts
 //! with a zero. The end of a file may be stored after its index instead. Extents of
-//! other compressors are left out.
+//! deflate are left out: what makes them is not a library, but mkfs.erofs itself.
 
 use std::collections::BTreeSet;
 
 use super::bytes::{self, u8, u16, u32, u64};
 use super::{Collector, Fault, LARGEST, Layout};
-use crate::recompress::{Codec, Method};
+use crate::recompress::{Codec, MOST_DICTIONARY, Method};
 
 const NAME: &str = "erofs";
 const SUPERBLOCK: u64 = 1024;
@@ -50,6 +50,8 @@ const LARGEST_STORED: u64 = 1 << 20;
 const AHEAD: u32 = 4096;
 /// The same of the fast encoder, which has another table for inputs below 64 KiB.
 const AHEAD_FAST: u32 = 64 << 10;
+/// The same of lzma, which weighs up to 4096 positions at once, and the longest match.
+const AHEAD_LZMA: u32 = 8192;
 
 pub(super) fn read(image: &[u8]) -> Option<Result<Layout, Fault>> {
     if u32(image, SUPERBLOCK) != Some(MAGIC) {
@@ -73,8 +75,7 @@ struct Reader<'a> {
     /// Where inodes are counted from.
     inodes: u64,
     features: u32,
-    /// Largest physical cluster of lz4 in bytes.
-    capacity: u32,
+    settings: Settings,
     /// Inodes not yet read, by number.
     left: Vec<u64>,
     seen: BTreeSet<u64>,
@@ -98,7 +99,8 @@ struct Inode {
 enum Entry {
     /// Starts an extent.
     Head {
-        lz4: bool,
+        /// None where the bytes are stored plain, or by what is not known.
+        codec: Option<Codec>,
         /// Byte of the logical cluster.
         offset: u32,
         block: u32,
@@ -107,9 +109,10 @@ enum Entry {
     Nonhead { stored: Option<u32> },
 }
 
-/// Types of entries.
+/// Types of entries. The second head may be of another compressor.
 const HEAD: u32 = 1;
 const NONHEAD: u32 = 2;
+const HEAD2: u32 = 3;
 
 impl<'a> Reader<'a> {
     fn open(image: &'a [u8]) -> Result<Self, Fault> {
@@ -134,7 +137,7 @@ impl<'a> Reader<'a> {
             block_bits,
             inodes: u64::from(field(40)?) << block_bits,
             features,
-            capacity: capacity(image, features, block_bits).ok_or_else(ended)?,
+            settings: Settings::read(image, features, block_bits).ok_or_else(ended)?,
             left,
             seen: BTreeSet::new(),
             work: bytes::size(image.len()),
@@ -142,7 +145,7 @@ impl<'a> Reader<'a> {
     }
 
     fn read(mut self) -> Result<Layout, Fault> {
-        // Without the padding, nothing tells where what lz4 wrote ends.
+        // Without the padding, nothing tells where what an encoder wrote ends.
         if self.features & ZERO_PADDING != 0 {
             while let Some(number) = self.left.pop() {
                 if self.seen.insert(number) {
@@ -150,12 +153,7 @@ impl<'a> Reader<'a> {
                 }
             }
         }
-        // A cluster has the capacity of all, or its own: of what a hint gave its
-        // file, or that of a second attempt at the end of a file.
-        let block = 1 << self.block_bits;
-        let lists = (1..=self.capacity / block)
-            .map(|blocks| methods(self.capacity, blocks * block))
-            .collect();
+        let lists = self.settings.candidates(1 << self.block_bits);
         Ok(self.collector.finish(NAME, lists))
     }
 
@@ -205,7 +203,6 @@ impl<'a> Reader<'a> {
 
     /// Lists the extents of a compressed file.
     fn file(&mut self, inode: &Inode) -> Option<()> {
-        const LZ4: u8 = 0;
         let header = inode.end.checked_next_multiple_of(8)?;
         let advice = u16(self.image, header + 4)?;
         let algorithms = u8(self.image, header + 6)?;
@@ -215,14 +212,15 @@ impl<'a> Reader<'a> {
             return None;
         }
         let cluster_bits = self.block_bits + u32::from(cluster & 7);
-        // Only the first head's compressor is looked at.
-        if algorithms & 0xf != LZ4 || cluster_bits > 20 {
+        let codecs = [codec(algorithms & 0xf), codec(algorithms >> 4)];
+        if codecs == [None; 2] || cluster_bits > 20 {
             return None;
         }
         let count = inode.size.div_ceil(1 << cluster_bits);
         self.work = self.work.checked_sub(count)?;
         let index = Index {
             image: self.image,
+            codecs,
             cluster_bits,
             big: advice & (BIG_CLUSTERS | BIG_CLUSTERS_HEAD2) != 0,
             start: header + 8,
@@ -258,45 +256,158 @@ impl<'a> Reader<'a> {
     fn extents(&mut self, extents: &[(Extent, u64, u64)]) {
         let mut before = None;
         for (extent, place, length) in extents {
-            let start = if extent.lz4 {
-                self.extent(extent, *place, *length)
-            } else {
-                Some(*place)
+            let start = match extent.codec {
+                Some(codec) => self.extent(extent, codec, *place, *length),
+                None => Some(*place),
             };
             if let (Some(before), Some(start)) = (before, start) {
                 self.collector.link(before, start);
             }
-            before = start.filter(|_| extent.lz4);
+            before = start.filter(|_| extent.codec.is_some());
         }
     }
 
     /// Lists an extent; gives where its bytes start.
-    fn extent(&mut self, extent: &Extent, place: u64, length: u64) -> Option<u64> {
-        if length > self.capacity.into() {
-            return None;
-        }
+    fn extent(&mut self, extent: &Extent, codec: Codec, place: u64, length: u64) -> Option<u64> {
+        let blocks = length.div_ceil(1 << self.block_bits);
+        let hint = self.settings.hint(codec, blocks, self.block_bits)?;
         let stored = bytes::slice(self.image, place, length)?;
         let zeros = bytes::size(stored.iter().position(|byte| *byte != 0)?);
-        // Where parts of a cluster are shared, it holds more than the extent.
-        let shared = self.features & FRAGMENTS != 0;
+        // Where parts of a cluster are shared, it holds more than the extent; lzma
+        // decodes from the extent that has all of it.
+        let shared = self.features & FRAGMENTS != 0 && codec != Codec::MicroLzma;
         let limit = usize::try_from(extent.length).ok()?;
         let limit = if shared { LARGEST.max(limit) } else { limit };
         let offset = place + zeros;
-        // The list of its size in blocks.
-        let list = usize::try_from(length.div_ceil(1 << self.block_bits)).ok()? - 1;
-        self.collector.add(
-            offset,
-            length - zeros,
-            Codec::Lz4,
-            limit.min(LARGEST * 16),
-            list,
-        )?;
+        self.collector
+            .add(offset, length - zeros, codec, limit.min(LARGEST * 16), hint)?;
         Some(offset)
     }
 }
 
-/// What may have made a cluster of `own` bytes.
-fn methods(capacity: u32, own: u32) -> Vec<Method> {
+/// The compressors by their numbers.
+fn codec(algorithm: u8) -> Option<Codec> {
+    match algorithm {
+        0 => Some(Codec::Lz4),
+        1 => Some(Codec::MicroLzma),
+        3 => Some(Codec::Zstd),
+        _ => None,
+    }
+}
+
+/// What the superblock says of the compressors.
+struct Settings {
+    /// Largest physical cluster of lz4 in bytes.
+    lz4_capacity: u32,
+    /// Dictionary size of lzma in bytes, if there is lzma.
+    lzma_dictionary: Option<u32>,
+    /// Logarithm to the base of two of zstd's window, if there is zstd.
+    zstd_window: Option<u32>,
+}
+
+impl Settings {
+    /// For each compressor there is a length of 2 bytes, then as many: of lz4 the
+    /// largest distance and the largest cluster in blocks, of lzma the size of the
+    /// dictionary, of zstd a format and the logarithm of the window less ten.
+    fn read(image: &[u8], features: u32, block_bits: u32) -> Option<Self> {
+        let mut lz4_blocks = 1;
+        let mut settings = Self {
+            lz4_capacity: 0,
+            lzma_dictionary: None,
+            zstd_window: None,
+        };
+        if features & COMPRESSION_CONFIGURED != 0 {
+            let algorithms = u16(image, SUPERBLOCK + 84)?;
+            let slots = u64::from(u8(image, SUPERBLOCK + 13)?);
+            let mut at = SUPERBLOCK + 128 + slots * 16;
+            for algorithm in (0..16).filter(|bit| algorithms >> bit & 1 != 0) {
+                let own = at + 2;
+                match codec(algorithm) {
+                    Some(Codec::Lz4) => lz4_blocks = u16(image, own + 2)?.max(1),
+                    Some(Codec::MicroLzma) => settings.lzma_dictionary = Some(u32(image, own)?),
+                    Some(Codec::Zstd) => {
+                        settings.zstd_window = Some(u32::from(u8(image, own + 1)?) + 10);
+                    }
+                    _ => {}
+                }
+                at = own + u64::from(u16(image, at)?);
+            }
+        }
+        settings.lz4_capacity = u32::from(lz4_blocks)
+            .checked_mul(1 << block_bits)
+            .filter(|size| u64::from(*size) <= LARGEST_STORED)?;
+        Some(settings)
+    }
+
+    /// Lists of what may have made a cluster: of lz4 by its size in blocks, then of
+    /// lzma likewise, then one of zstd, which does not care.
+    fn candidates(&self, block: u32) -> Vec<Vec<Method>> {
+        let sizes = |largest: u32| (1..=largest / block).map(move |blocks| blocks * block);
+        // A cluster has the capacity of all, or its own: of what a hint gave its
+        // file, or that of a second attempt at the end of a file.
+        let mut lists: Vec<_> = sizes(self.lz4_capacity)
+            .map(|own| lz4(self.lz4_capacity, own))
+            .collect();
+        if let Some(dictionary) = self.lzma_dictionary {
+            let largest = u32::try_from(LARGEST_STORED).unwrap_or(u32::MAX);
+            lists.extend(sizes(largest).map(|own| lzma(own, dictionary)));
+        }
+        lists.extend(self.zstd_window.map(zstd));
+        lists
+    }
+
+    /// The list for a cluster of so many blocks; none where it is too large.
+    fn hint(&self, codec: Codec, blocks: u64, block_bits: u32) -> Option<usize> {
+        let largest = |size: u64| size >> block_bits;
+        let lz4 = largest(self.lz4_capacity.into());
+        let lzma = self.lzma_dictionary.map_or(0, |_| largest(LARGEST_STORED));
+        let list = match codec {
+            Codec::Lz4 if blocks <= lz4 => blocks - 1,
+            Codec::MicroLzma if blocks <= lzma => lz4 + blocks - 1,
+            Codec::Zstd if self.zstd_window.is_some() && blocks <= largest(LARGEST_STORED) => {
+                lz4 + lzma
+            }
+            _ => return None,
+        };
+        usize::try_from(list).ok()
+    }
+}
+
+/// What may have made a cluster of lzma of `own` bytes. The level is not recorded:
+/// 6 is the default, and 7 to 9 do the same, as all that they change is the dictionary.
+fn lzma(own: u32, dictionary: u32) -> Vec<Method> {
+    let mut methods = Vec::new();
+    if dictionary > MOST_DICTIONARY {
+        return methods;
+    }
+    for ahead in [AHEAD_LZMA, 0] {
+        let levels = [6, 109, 105, 5, 4, 3, 2, 1, 0];
+        methods.extend(levels.map(|level| Method::MicroLzma {
+            level,
+            dictionary,
+            capacity: own,
+            ahead,
+        }));
+    }
+    methods
+}
+
+/// What may have made a cluster of zstd. The level is not recorded: without one
+/// mkfs.erofs 1.8 uses -1, although its help says 3.
+fn zstd(window: u32) -> Vec<Method> {
+    let likely = [-1, 3, 19, 22, 15, 12, 9];
+    let others = (1..=21).filter(|level| !likely.contains(level));
+    let levels = likely.into_iter().chain(others);
+    let method = |level| Method::Zstd {
+        level,
+        window: Some(window),
+        pieces: None,
+    };
+    levels.map(method).collect()
+}
+
+/// What may have made a cluster of lz4 of `own` bytes.
+fn lz4(capacity: u32, own: u32) -> Vec<Method> {
     let capacities = [Some(capacity), Some(own).filter(|own| *own != capacity)];
     // The level is not recorded: 9 is the default, 12 the best.
     let levels = [12, 9, 11, 10, 8, 7, 6, 5, 4, 3].map(Some);
@@ -318,23 +429,6 @@ fn methods(capacity: u32, own: u32) -> Vec<Method> {
         }
     }
     methods
-}
-
-/// The largest physical cluster in bytes.
-fn capacity(image: &[u8], features: u32, block_bits: u32) -> Option<u32> {
-    let mut blocks = 1;
-    if features & COMPRESSION_CONFIGURED != 0 {
-        let algorithms = u16(image, SUPERBLOCK + 84)?;
-        let slots = u64::from(u8(image, SUPERBLOCK + 13)?);
-        // lz4 is the first algorithm, so its configuration is the first there is:
-        // its size, the largest distance, the largest cluster in blocks.
-        if algorithms & 1 != 0 {
-            blocks = u16(image, SUPERBLOCK + 128 + slots * 16 + 4)?.max(1);
-        }
-    }
-    u32::from(blocks)
-        .checked_mul(1 << block_bits)
-        .filter(|size| u64::from(*size) <= LARGEST_STORED)
 }
 
 fn inode(image: &[u8], at: u64) -> Option<Inode> {
@@ -359,7 +453,7 @@ fn inode(image: &[u8], at: u64) -> Option<Inode> {
 
 /// A stretch of a file.
 struct Extent {
-    lz4: bool,
+    codec: Option<Codec>,
     /// First block, and how many are stored.
     block: u32,
     stored: u32,
@@ -372,14 +466,18 @@ fn extents(entries: &[Entry], cluster_bits: u32, size: u64) -> Vec<Extent> {
     let mut start = 0;
     for (cluster, entry) in (0_u64..).zip(entries) {
         match *entry {
-            Entry::Head { lz4, offset, block } => {
+            Entry::Head {
+                codec,
+                offset,
+                block,
+            } => {
                 let at = (cluster << cluster_bits) + u64::from(offset);
                 if let Some(last) = extents.last_mut() {
                     last.length = at.saturating_sub(start);
                 }
                 start = at;
                 extents.push(Extent {
-                    lz4,
+                    codec,
                     block,
                     stored: 1,
                     length: size.saturating_sub(at),
@@ -399,6 +497,8 @@ fn extents(entries: &[Entry], cluster_bits: u32, size: u64) -> Vec<Extent> {
 /// The index of a file.
 struct Index<'a> {
     image: &'a [u8],
+    /// Of the first and the second head.
+    codecs: [Option<Codec>; 2],
     cluster_bits: u32,
     big: bool,
     start: u64,
@@ -423,14 +523,17 @@ impl Index<'_> {
     fn entry(&self, kind: u32, offset: u32, distance: u32, block: u32) -> Option<Entry> {
         if kind == NONHEAD {
             let stored = (distance & STORED_BLOCKS != 0).then_some(distance & !STORED_BLOCKS);
-            if stored.is_some_and(|blocks| blocks == 0 || !self.big) {
+            if stored.is_some() && !self.big {
                 return None;
             }
             return Some(Entry::Nonhead { stored });
         }
-        // The second head may have another compressor.
         Some(Entry::Head {
-            lz4: kind == HEAD,
+            codec: match kind {
+                HEAD => self.codecs[0],
+                HEAD2 => self.codecs[1],
+                _ => None,
+            },
             offset,
             block,
         })
@@ -472,10 +575,12 @@ impl Index<'_> {
         let offset_bits = self.cluster_bits.max(12);
         let words = bytes::size(pack.len()) - 4;
         let bits = words * 8 / per_pack;
+        // Sums wrap: an end that lies in the packed file is stored nowhere, at -1,
+        // and in no blocks.
         let mut block = u32(pack, words)?;
         // Clusters of one block are counted from the one before the first.
         if !self.big {
-            block = block.checked_add(1)?;
+            block = block.wrapping_add(1);
         }
         // Blocks of the extent before, which may have begun in an earlier pack.
         let mut counted: Option<u32> = None;
@@ -494,13 +599,13 @@ impl Index<'_> {
                         Some(counted) => *counted = blocks,
                         // Said of an extent whose head is in the pack before:
                         // its blocks come before the first head here.
-                        None => block = block.checked_add(blocks)?,
+                        None => block = block.wrapping_add(blocks),
                     }
                 }
                 entries.push(entry);
             } else {
                 if let Some(counted) = counted {
-                    block = block.checked_add(counted)?;
+                    block = block.wrapping_add(counted);
                 }
                 counted = Some(1);
                 entries.push(self.entry(kind, low, 0, block)?);

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::io;
 
-use codec_libraries::Lz4;
+use codec_libraries::{Lz4, xz};
 use flate2::{Decompress, FlushDecompress, Status};
 use zstd_safe::{DCtx, get_error_name};
 
@@ -22,6 +22,20 @@ pub enum Codec {
     Zstd,
     /// One block of lz4, without a frame.
     Lz4,
+    /// One stream of MicroLZMA, liblzma's format for erofs. It does not tell how much
+    /// it holds, so its limit must be the very length.
+    MicroLzma,
+}
+
+impl Codec {
+    /// All of them, in the order of their codes in payloads.
+    pub const ALL: [Self; 5] = [
+        Codec::Zlib,
+        Codec::Xz,
+        Codec::Zstd,
+        Codec::Lz4,
+        Codec::MicroLzma,
+    ];
 }
 
 impl fmt::Display for Codec {
@@ -31,6 +45,7 @@ impl fmt::Display for Codec {
             Codec::Xz => "xz",
             Codec::Zstd => "zstd",
             Codec::Lz4 => "lz4",
+            Codec::MicroLzma => "microlzma",
         })
     }
 }
@@ -47,10 +62,11 @@ impl Codec {
     pub fn decode(self, block: &[u8], limit: usize) -> Result<Vec<u8>, CodecError> {
         let result = match self {
             Codec::Zlib => zlib(block, limit),
-            Codec::Xz => xz(block, limit),
+            Codec::Xz => xz_file(block, limit),
             Codec::Zstd => zstd(block, limit),
             // The library does not tell too long from wrong.
             Codec::Lz4 => Lz4::carried().decompress(block, limit).map(Some),
+            Codec::MicroLzma => xz::decompress_microlzma(block, limit).map(Some),
         };
         match result {
             Ok(Some(plain)) => Ok(plain),
@@ -82,7 +98,7 @@ fn zlib(block: &[u8], limit: usize) -> Decoded {
     }
 }
 
-fn xz(block: &[u8], limit: usize) -> Decoded {
+fn xz_file(block: &[u8], limit: usize) -> Decoded {
     use liblzma::stream::{Action, Status, Stream};
 
     let mut decoder = Stream::new_stream_decoder(XZ_MEMORY, 0)?;
@@ -140,7 +156,7 @@ mod tests {
     use super::*;
     use crate::recompress::{Encoders, Method};
 
-    const METHODS: [(Codec, Method); 5] = [
+    const METHODS: [(Codec, Method); 6] = [
         (
             Codec::Zlib,
             Method::Zlib {
@@ -159,6 +175,15 @@ mod tests {
         (Codec::Lz4, Method::Lz4 { level: None }),
         (Codec::Lz4, Method::Lz4 { level: Some(12) }),
         (Codec::Xz, Method::Xz { dictionary: 8192 }),
+        (
+            Codec::MicroLzma,
+            Method::MicroLzma {
+                level: 6,
+                dictionary: 1 << 16,
+                capacity: 1 << 19,
+                ahead: 0,
+            },
+        ),
     ];
 
     #[test]
@@ -175,7 +200,7 @@ mod tests {
             for limit in [0, 1, plain.len() - 1] {
                 let refused = codec.decode(&block, limit);
                 assert!(refused.is_err(), "{spec} into {limit}");
-                if codec != Codec::Lz4 {
+                if !matches!(codec, Codec::Lz4 | Codec::MicroLzma) {
                     assert!(
                         matches!(refused, Err(CodecError::TooLong { .. })),
                         "{spec} into {limit}: {refused:?}"

@@ -229,11 +229,11 @@ impl Encoders {
                     contexts: Pool::default(),
                 })
             }
-            Method::Xz { dictionary } => {
+            Method::Xz { .. } | Method::MicroLzma { .. } => {
                 if spec.version != xz::version() {
                     return None;
                 }
-                Arc::new(XzEncoder { dictionary, spec })
+                Arc::new(XzEncoder { spec })
             }
         })
     }
@@ -309,28 +309,18 @@ struct Lz4Encoder {
 
 impl Lz4Encoder {
     fn run(&self, plain: &[u8], ahead: &[u8]) -> io::Result<Vec<u8>> {
-        let Method::Lz4Fill {
-            level, capacity, ..
-        } = self.spec.method
-        else {
-            let Method::Lz4 { level } = self.spec.method else {
-                return Err(io::ErrorKind::Unsupported.into());
-            };
-            return self.library.compress(plain, level);
-        };
-        let wanted = self.spec.method.ahead();
-        let capacity = usize::try_from(capacity).map_err(io::Error::other)?;
-        let (block, taken) = if wanted == 0 {
-            self.library.fill(plain, capacity, level)?
-        } else {
-            let shown = [plain, &ahead[..wanted.min(ahead.len())]].concat();
-            self.library.fill(&shown, capacity, level)?
-        };
-        if taken == plain.len() {
-            Ok(block)
-        } else {
-            let length = plain.len();
-            Err(io::Error::other(format!("{taken} bytes fit, not {length}")))
+        match self.spec.method {
+            Method::Lz4 { level } => self.library.compress(plain, level),
+            Method::Lz4Fill {
+                level, capacity, ..
+            } => {
+                let capacity = usize::try_from(capacity).map_err(io::Error::other)?;
+                let wanted = self.spec.method.ahead();
+                fill(plain, ahead, wanted, |shown| {
+                    self.library.fill(shown, capacity, level)
+                })
+            }
+            _ => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 }
@@ -382,12 +372,55 @@ impl Encoder for ZlibEncoder {
 
 struct XzEncoder {
     spec: EncoderSpec,
-    dictionary: u32,
+}
+
+impl XzEncoder {
+    fn run(&self, plain: &[u8], ahead: &[u8]) -> io::Result<Vec<u8>> {
+        match self.spec.method {
+            Method::Xz { dictionary } => xz::compress(plain, dictionary),
+            Method::MicroLzma {
+                level,
+                dictionary,
+                capacity,
+                ..
+            } => {
+                let extreme = if level < 100 { 0 } else { xz::EXTREME };
+                let capacity = usize::try_from(capacity).map_err(io::Error::other)?;
+                let wanted = self.spec.method.ahead();
+                fill(plain, ahead, wanted, |shown| {
+                    xz::fill_microlzma(shown, capacity, (level % 100) | extreme, dictionary)
+                })
+            }
+            _ => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
 }
 
 impl Encoder for XzEncoder {
-    fn encode(&self, plain: &[u8], _: &[u8]) -> Result<Vec<u8>, CodecError> {
-        xz::compress(plain, self.dictionary).map_err(|error| encode_error(&self.spec, plain, error))
+    fn encode(&self, plain: &[u8], ahead: &[u8]) -> Result<Vec<u8>, CodecError> {
+        self.run(plain, ahead)
+            .map_err(|error| encode_error(&self.spec, plain, error))
+    }
+}
+
+/// Fills a block by `encoder`, which is shown `plain` and at most `wanted` bytes of
+/// `ahead`, and gives how many of these it took: it must be `plain`.
+fn fill(
+    plain: &[u8],
+    ahead: &[u8],
+    wanted: usize,
+    encoder: impl FnOnce(&[u8]) -> io::Result<(Vec<u8>, usize)>,
+) -> io::Result<Vec<u8>> {
+    let (block, taken) = if wanted == 0 {
+        encoder(plain)?
+    } else {
+        encoder(&[plain, &ahead[..wanted.min(ahead.len())]].concat())?
+    };
+    if taken == plain.len() {
+        Ok(block)
+    } else {
+        let length = plain.len();
+        Err(io::Error::other(format!("{taken} bytes fit, not {length}")))
     }
 }
 

@@ -5,6 +5,7 @@
 //! zstd/1.5.7/level=15,window=17,pieces=4096
 //! zlib/1.3.2/level=9,window=15
 //! lz4/1.9.4/level=12,capacity=65536,ahead=16384
+//! xz/5.8.4/level=6,dictionary=524288,capacity=65536,ahead=8192
 //! ```
 //! Library, version, parameters in a fixed order; each parameter at most once, and
 //! one that does not apply is left out. Equal specs have equal texts.
@@ -82,6 +83,18 @@ pub enum Method {
         /// where the last match could go on. None at the end of a file.
         ahead: u32,
     },
+    /// A stream of MicroLZMA of a given size, into which the encoder puts as much as
+    /// it can.
+    MicroLzma {
+        /// The preset; from 100 on the extreme one of a hundred less.
+        level: u32,
+        /// Dictionary size in bytes, at most [`MOST_DICTIONARY`].
+        dictionary: u32,
+        /// The size of the stream in bytes.
+        capacity: u32,
+        /// Bytes beyond the stream's own that the encoder was shown.
+        ahead: u32,
+    },
     /// An .xz file of one block without filters before LZMA2, preset 6 but for the
     /// dictionary, with CRC32.
     Xz {
@@ -98,7 +111,7 @@ impl Method {
             Method::Zstd { .. } => Library::Zstd,
             Method::Zlib { .. } => Library::Zlib,
             Method::Lz4 { .. } | Method::Lz4Fill { .. } => Library::Lz4,
-            Method::Xz { .. } => Library::Xz,
+            Method::Xz { .. } | Method::MicroLzma { .. } => Library::Xz,
         }
     }
 
@@ -106,7 +119,9 @@ impl Method {
     #[must_use]
     pub fn ahead(&self) -> usize {
         match self {
-            Method::Lz4Fill { ahead, .. } => usize::try_from(*ahead).unwrap_or(usize::MAX),
+            Method::Lz4Fill { ahead, .. } | Method::MicroLzma { ahead, .. } => {
+                usize::try_from(*ahead).unwrap_or(usize::MAX)
+            }
             _ => 0,
         }
     }
@@ -139,6 +154,17 @@ impl Method {
                 add("ahead", Some(ahead.into()).filter(|ahead| *ahead != 0));
             }
             Method::Xz { dictionary } => add("dictionary", Some(dictionary.into())),
+            Method::MicroLzma {
+                level,
+                dictionary,
+                capacity,
+                ahead,
+            } => {
+                add("level", Some(level.into()));
+                add("dictionary", Some(dictionary.into()));
+                add("capacity", Some(capacity.into()));
+                add("ahead", Some(ahead.into()).filter(|ahead| *ahead != 0));
+            }
         }
         list
     }
@@ -167,11 +193,22 @@ impl Method {
                     },
                 }
             }
-            Library::Xz => Method::Xz {
-                dictionary: parameters
-                    .take("dictionary", 4096..=MOST)?
-                    .try_into()
-                    .ok()?,
+            Library::Xz => match parameters.optional("level", 0..=109)? {
+                None => Method::Xz {
+                    dictionary: parameters
+                        .take("dictionary", 4096..=MOST)?
+                        .try_into()
+                        .ok()?,
+                },
+                Some(level) => Method::MicroLzma {
+                    level,
+                    dictionary: parameters
+                        .take("dictionary", 4096..=MOST_DICTIONARY.into())?
+                        .try_into()
+                        .ok()?,
+                    capacity: parameters.take("capacity", 6..=MOST)?.try_into().ok()?,
+                    ahead: parameters.optional("ahead", 1..=MOST)?.unwrap_or(0),
+                },
             },
         })
     }
@@ -179,6 +216,10 @@ impl Method {
 
 /// The largest size among parameters: 16 MiB, far above any block's.
 const MOST: i64 = 16 << 20;
+
+/// The largest dictionary of MicroLZMA: 1 MiB. An encoder takes twelve times as much
+/// memory, on every core of a machine that applies a payload.
+pub const MOST_DICTIONARY: u32 = 1 << 20;
 
 /// One encoder: a method of one version of a library.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -292,6 +333,8 @@ mod tests {
             "lz4/1.9.4/capacity=4096",
             "lz4/1.10.0/level=12,capacity=65536,ahead=16384",
             "xz/5.8.4/dictionary=131072",
+            "xz/5.8.4/level=109,dictionary=1048576,capacity=65536",
+            "xz/5.8.4/level=6,dictionary=4096,capacity=4096,ahead=8192",
         ] {
             let spec: EncoderSpec = text.parse().unwrap();
             assert_eq!(spec.to_string(), text);
@@ -316,6 +359,9 @@ mod tests {
             "zlib/1.3.2/level=9",
             "lz4/1.9.4/level=12,ahead=4",
             "lz4/1.9.4/level=12,capacity=99999999999999999999",
+            "xz/5.8.4/level=6,dictionary=4096",
+            "xz/5.8.4/level=6,dictionary=1048577,capacity=65536",
+            "xz/5.8.4/dictionary=4096,capacity=65536",
             "lzo/2.10/level=9",
         ] {
             assert!(text.parse::<EncoderSpec>().is_err(), "{text}");
