@@ -197,8 +197,11 @@ impl<'a> Collector<'a> {
         }
         self.budget = self.budget.checked_sub(length)?;
         let stored = bytes::slice(self.image, offset, length)?;
-        let plain = codec.decode(stored, limit).ok()?;
-        // Memory is touched up to the limit at most; what counts is what came out.
+        let Ok(plain) = codec.decode(stored, limit) else {
+            // It may have failed at the very end.
+            self.budget = self.budget.saturating_sub(bytes::size(limit));
+            return None;
+        };
         self.budget = self.budget.checked_sub(bytes::size(plain.len()))?;
         let block = CompressedBlock {
             offset,
@@ -311,5 +314,13 @@ mod tests {
             made += usize::from(collector.add(0, length, Codec::Lz4, LARGEST, 0).is_some());
         }
         assert!(made < 500, "{made} times");
+
+        // One that fails only after all but one of its bytes counts as well.
+        let mut collector = Collector::new(&bomb);
+        for _ in 0..500 {
+            let made = collector.add(0, length, Codec::Lz4, LARGEST - 1, 0);
+            assert!(made.is_none());
+        }
+        assert!(collector.budget < length, "{} left", collector.budget);
     }
 }
