@@ -75,9 +75,11 @@ impl Layout {
     ) -> Result<Vec<u8>, E> {
         let mut ahead = Vec::new();
         let mut next = block.next;
-        while let Some(offset) = next
-            && ahead.len() < length
-        {
+        // Blocks of one byte, or one that goes on with itself, are no real image's.
+        for _ in 0..MOST_AHEAD {
+            let Some(offset) = next.filter(|_| ahead.len() < length) else {
+                break;
+            };
             let found = self
                 .blocks
                 .binary_search_by_key(&offset, |block| block.offset);
@@ -155,6 +157,9 @@ fn with_kernels(image: &[u8], found: Option<Layout>) -> Option<Layout> {
     }
     (!layout.blocks.is_empty()).then_some(layout)
 }
+
+/// Blocks that are decoded for the bytes after another one.
+const MOST_AHEAD: usize = 64;
 
 /// The largest plain block of any of these filesystems: 1 MiB.
 const LARGEST: usize = 1 << 20;

@@ -297,9 +297,12 @@ fn walk_nested(
     walk(inner, fields, left)
 }
 
+/// Most encoders that a manifest may name.
+pub(crate) const MOST_ENCODERS: usize = 64;
+
 impl Left {
-    /// Most procedures, partitions and encoders in a manifest, and most entries in
-    /// a signature message. Payloads of this family of systems hold two or three.
+    /// Most procedures and partitions in a manifest, and most entries in a signature
+    /// message. Payloads of this family of systems hold two or three.
     const FEW: usize = 64;
 
     fn take(&mut self, counted: Counted, number: usize) -> Result<(), Fault> {
@@ -309,7 +312,7 @@ impl Left {
             Counted::Procedure if number >= Self::FEW => return Err(fault("too many procedures")),
             Counted::Signature if number >= Self::FEW => return Err(fault("too many signatures")),
             Counted::Partition if number >= Self::FEW => return Err(fault("too many partitions")),
-            Counted::Encoder if number >= Self::FEW => return Err(fault("too many encoders")),
+            Counted::Encoder if number >= MOST_ENCODERS => return Err(fault("too many encoders")),
             Counted::Procedure | Counted::Partition | Counted::Encoder | Counted::Signature => {
                 return Ok(());
             }

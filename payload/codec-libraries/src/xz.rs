@@ -109,15 +109,15 @@ pub fn fill_microlzma(
     Ok((out, taken))
 }
 
-/// Decodes a stream of MicroLZMA, all of it, which holds exactly `length` bytes: the
-/// format itself does not tell.
+/// Decodes a stream of MicroLZMA, all of it, which holds exactly `length` bytes and
+/// was made with a dictionary of at most `dictionary`: the format itself tells neither.
 ///
 /// # Errors
 ///
 /// When it is no such stream, or one of another length.
-pub fn decompress_microlzma(stored: &[u8], length: usize) -> io::Result<Vec<u8>> {
+pub fn decompress_microlzma(stored: &[u8], length: usize, dictionary: u32) -> io::Result<Vec<u8>> {
     // Distances reach back to the start at most.
-    let dictionary = u32::try_from(length).map_err(io::Error::other)?;
+    let dictionary = u32::try_from(length).map_or(dictionary, |most| dictionary.min(most));
     let (from, to) = (stored.len() as u64, length as u64);
     // SAFETY: the stream is alive; the rest are numbers.
     let mut stream =
@@ -151,8 +151,10 @@ impl Stream {
         self.0.avail_out = to.len();
         // SAFETY: the coder is set up, and both buffers are live and as long as said.
         let result = unsafe { lzma_code(&mut self.0, LZMA_FINISH) };
-        if result != LZMA_STREAM_END {
-            return Err(code(result));
+        match result {
+            LZMA_STREAM_END => {}
+            LZMA_OK => return Err(failed("the stream ends early")),
+            other => return Err(code(other)),
         }
         Ok((from.len() - self.0.avail_in, to.len() - self.0.avail_out))
     }
@@ -160,7 +162,8 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        // SAFETY: the stream was initialised, and is not used again.
+        // SAFETY: the stream holds a coder, or none after a failure, and is not used
+        // again.
         unsafe { lzma_end(&mut self.0) };
     }
 }

@@ -28,8 +28,8 @@ const MAGIC: u32 = 0xe0f5_e1e2;
 const ZERO_PADDING: u32 = 0x1;
 const COMPRESSION_CONFIGURED: u32 = 0x2;
 const FRAGMENTS: u32 = 0x20;
-/// Those that are known, of which none but the first two changes what is read here:
-/// chunked files, devices or a second head, inline clusters, fragments, xattr prefixes.
+/// Those that are known. The others change nothing that is read here: chunked files,
+/// devices or a second head, inline clusters, xattr prefixes.
 const KNOWN: u32 = 0x7f;
 
 // Advice of a file's index.
@@ -44,6 +44,11 @@ const STORED_BLOCKS: u32 = 1 << 11;
 
 /// Largest physical cluster in bytes.
 const LARGEST_STORED: u64 = 1 << 20;
+/// Largest extent in plain bytes that is decoded. Zeros make larger ones; these are
+/// small as they are stored, and machines would need memory for them.
+const LARGEST_PLAIN: u64 = 4 << 20;
+/// Logarithm to the base of two of the largest window of zstd, as the kernel has it.
+const LARGEST_WINDOW: u32 = 20;
 
 /// Bytes after its own that the HC encoder sees, as far as they matter: its last
 /// match may go on there. A few dozen were enough for every cluster of a large image.
@@ -76,6 +81,8 @@ struct Reader<'a> {
     inodes: u64,
     features: u32,
     settings: Settings,
+    /// Largest physical cluster of lzma that was seen, in blocks.
+    largest_lzma: u64,
     /// Inodes not yet read, by number.
     left: Vec<u64>,
     seen: BTreeSet<u64>,
@@ -138,6 +145,7 @@ impl<'a> Reader<'a> {
             inodes: u64::from(field(40)?) << block_bits,
             features,
             settings: Settings::read(image, features, block_bits).ok_or_else(ended)?,
+            largest_lzma: 0,
             left,
             seen: BTreeSet::new(),
             work: bytes::size(image.len()),
@@ -153,7 +161,9 @@ impl<'a> Reader<'a> {
                 }
             }
         }
-        let lists = self.settings.candidates(1 << self.block_bits);
+        let lists = self
+            .settings
+            .candidates(1 << self.block_bits, self.largest_lzma);
         Ok(self.collector.finish(NAME, lists))
     }
 
@@ -271,6 +281,9 @@ impl<'a> Reader<'a> {
     fn extent(&mut self, extent: &Extent, codec: Codec, place: u64, length: u64) -> Option<u64> {
         let blocks = length.div_ceil(1 << self.block_bits);
         let hint = self.settings.hint(codec, blocks, self.block_bits)?;
+        if extent.length > LARGEST_PLAIN {
+            return None;
+        }
         let stored = bytes::slice(self.image, place, length)?;
         let zeros = bytes::size(stored.iter().position(|byte| *byte != 0)?);
         // Where parts of a cluster are shared, it holds more than the extent; lzma
@@ -280,7 +293,10 @@ impl<'a> Reader<'a> {
         let limit = if shared { LARGEST.max(limit) } else { limit };
         let offset = place + zeros;
         self.collector
-            .add(offset, length - zeros, codec, limit.min(LARGEST * 16), hint)?;
+            .add(offset, length - zeros, codec, limit, hint)?;
+        if codec == Codec::MicroLzma {
+            self.largest_lzma = self.largest_lzma.max(blocks);
+        }
         Some(offset)
     }
 }
@@ -326,7 +342,8 @@ impl Settings {
                     Some(Codec::Lz4) => lz4_blocks = u16(image, own + 2)?.max(1),
                     Some(Codec::MicroLzma) => settings.lzma_dictionary = Some(u32(image, own)?),
                     Some(Codec::Zstd) => {
-                        settings.zstd_window = Some(u32::from(u8(image, own + 1)?) + 10);
+                        let window = u32::from(u8(image, own + 1)?) + 10;
+                        settings.zstd_window = Some(window).filter(|log| *log <= LARGEST_WINDOW);
                     }
                     _ => {}
                 }
@@ -341,7 +358,7 @@ impl Settings {
 
     /// Lists of what may have made a cluster: of lz4 by its size in blocks, then of
     /// lzma likewise, then one of zstd, which does not care.
-    fn candidates(&self, block: u32) -> Vec<Vec<Method>> {
+    fn candidates(&self, block: u32, largest_lzma: u64) -> Vec<Vec<Method>> {
         let sizes = |largest: u32| (1..=largest / block).map(move |blocks| blocks * block);
         // A cluster has the capacity of all, or its own: of what a hint gave its
         // file, or that of a second attempt at the end of a file.
@@ -349,8 +366,12 @@ impl Settings {
             .map(|own| lz4(self.lz4_capacity, own))
             .collect();
         if let Some(dictionary) = self.lzma_dictionary {
-            let largest = u32::try_from(LARGEST_STORED).unwrap_or(u32::MAX);
-            lists.extend(sizes(largest).map(|own| lzma(own, dictionary)));
+            let most = u32::try_from(LARGEST_STORED).unwrap_or(u32::MAX);
+            // The capacity of all is not recorded. One that was never filled does as well.
+            let largest = u32::try_from(largest_lzma)
+                .unwrap_or(most)
+                .min(most / block);
+            lists.extend(sizes(most).map(|own| lzma(largest * block, own, dictionary)));
         }
         lists.extend(self.zstd_window.map(zstd));
         lists
@@ -358,12 +379,13 @@ impl Settings {
 
     /// The list for a cluster of so many blocks; none where it is too large.
     fn hint(&self, codec: Codec, blocks: u64, block_bits: u32) -> Option<usize> {
+        let before = blocks.checked_sub(1)?;
         let largest = |size: u64| size >> block_bits;
         let lz4 = largest(self.lz4_capacity.into());
         let lzma = self.lzma_dictionary.map_or(0, |_| largest(LARGEST_STORED));
         let list = match codec {
-            Codec::Lz4 if blocks <= lz4 => blocks - 1,
-            Codec::MicroLzma if blocks <= lzma => lz4 + blocks - 1,
+            Codec::Lz4 if blocks <= lz4 => before,
+            Codec::MicroLzma if blocks <= lzma => lz4 + before,
             Codec::Zstd if self.zstd_window.is_some() && blocks <= largest(LARGEST_STORED) => {
                 lz4 + lzma
             }
@@ -375,19 +397,22 @@ impl Settings {
 
 /// What may have made a cluster of lzma of `own` bytes. The level is not recorded:
 /// 6 is the default, and 7 to 9 do the same, as all that they change is the dictionary.
-fn lzma(own: u32, dictionary: u32) -> Vec<Method> {
+fn lzma(largest: u32, own: u32, dictionary: u32) -> Vec<Method> {
     let mut methods = Vec::new();
-    if dictionary > MOST_DICTIONARY {
+    if !(4096..=MOST_DICTIONARY).contains(&dictionary) {
         return methods;
     }
+    let capacities = [Some(largest), Some(own).filter(|own| *own != largest)];
     for ahead in [AHEAD_LZMA, 0] {
-        let levels = [6, 109, 105, 5, 4, 3, 2, 1, 0];
-        methods.extend(levels.map(|level| Method::MicroLzma {
-            level,
-            dictionary,
-            capacity: own,
-            ahead,
-        }));
+        for capacity in capacities.into_iter().flatten() {
+            let levels = [6, 109, 105, 5, 4, 3, 2, 1, 0];
+            methods.extend(levels.map(|level| Method::MicroLzma {
+                level,
+                dictionary,
+                capacity,
+                ahead,
+            }));
+        }
     }
     methods
 }
@@ -612,5 +637,42 @@ impl Index<'_> {
             }
         }
         Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_cluster_has_a_list_of_its_codec_or_none() {
+        let settings = Settings {
+            lz4_capacity: 2 * 4096,
+            lzma_dictionary: Some(65_536),
+            zstd_window: Some(17),
+        };
+        let lists = settings.candidates(4096, 3);
+        let library = |codec, blocks| {
+            let hint = settings.hint(codec, blocks, 12)?;
+            Some(lists[hint][0].library().name())
+        };
+        for (codec, most, name) in [
+            (Codec::Lz4, 2, "lz4"),
+            (Codec::MicroLzma, 256, "xz"),
+            (Codec::Zstd, 256, "zstd"),
+        ] {
+            assert_eq!(library(codec, 0), None, "{codec} of nothing");
+            assert_eq!(library(codec, 1), Some(name));
+            assert_eq!(library(codec, most), Some(name));
+            assert_eq!(library(codec, most + 1), None, "{codec}, too large");
+        }
+        let without = Settings {
+            lzma_dictionary: None,
+            zstd_window: None,
+            ..settings
+        };
+        for codec in [Codec::MicroLzma, Codec::Zstd, Codec::Zlib] {
+            assert_eq!(without.hint(codec, 1, 12), None);
+        }
     }
 }

@@ -8,7 +8,7 @@ use codec_libraries::{Lz4, xz};
 use flate2::{Decompress, FlushDecompress, Status};
 use zstd_safe::{DCtx, get_error_name};
 
-use super::CodecError;
+use super::{CodecError, MOST_DICTIONARY};
 
 /// How a block decodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -22,8 +22,9 @@ pub enum Codec {
     Zstd,
     /// One block of lz4, without a frame.
     Lz4,
-    /// One stream of MicroLZMA, liblzma's format for erofs. It does not tell how much
-    /// it holds, so its limit must be the very length.
+    /// One stream of MicroLZMA, liblzma's format for erofs, of a dictionary that is no
+    /// larger than [`MOST_DICTIONARY`]. It does not tell how much it holds, so its limit
+    /// must be the very length.
     MicroLzma,
 }
 
@@ -66,7 +67,7 @@ impl Codec {
             Codec::Zstd => zstd(block, limit),
             // The library does not tell too long from wrong.
             Codec::Lz4 => Lz4::carried().decompress(block, limit).map(Some),
-            Codec::MicroLzma => xz::decompress_microlzma(block, limit).map(Some),
+            Codec::MicroLzma => xz::decompress_microlzma(block, limit, MOST_DICTIONARY).map(Some),
         };
         match result {
             Ok(Some(plain)) => Ok(plain),

@@ -193,13 +193,14 @@ impl Method {
                     },
                 }
             }
-            Library::Xz => match parameters.optional("level", 0..=109)? {
+            Library::Xz => match parameters.optional::<u32>("level", 0..=109)? {
                 None => Method::Xz {
                     dictionary: parameters
                         .take("dictionary", 4096..=MOST)?
                         .try_into()
                         .ok()?,
                 },
+                Some(10..=99) => return None,
                 Some(level) => Method::MicroLzma {
                     level,
                     dictionary: parameters
@@ -362,6 +363,7 @@ mod tests {
             "xz/5.8.4/level=6,dictionary=4096",
             "xz/5.8.4/level=6,dictionary=1048577,capacity=65536",
             "xz/5.8.4/dictionary=4096,capacity=65536",
+            "xz/5.8.4/level=10,dictionary=4096,capacity=65536",
             "lzo/2.10/level=9",
         ] {
             assert!(text.parse::<EncoderSpec>().is_err(), "{text}");

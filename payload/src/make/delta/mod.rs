@@ -34,6 +34,7 @@ use crate::extent::size;
 use crate::manifest::ImageInfo;
 use crate::pipeline::in_order;
 use crate::recompress::Encoders;
+use crate::shape::MOST_ENCODERS;
 use equal::Claim;
 pub use recoding::Reproduced;
 use recoding::{Found, Recoding};
@@ -111,7 +112,9 @@ impl Delta<'_> {
         let old = self.old.map(|_| info(&old_bytes));
         let found_old = self.look(&old_bytes);
         let claims = equal::claims(&old_bytes, self.new)?;
-        let recoding = Recoding::plan(found_old, found_new, &claims, self.new, self.encoders)?;
+        let room = MOST_ENCODERS.saturating_sub(names.len());
+        let recoding =
+            Recoding::plan(found_old, found_new, &claims, self.new, self.encoders, room)?;
         let claims = recoding.give_back(claims);
         let windows = window::windows(new_length, &claims, &recoding);
         let space = Space::new(old_bytes, &recoding, &claims);

@@ -5,7 +5,7 @@
 //! Of the others a few are tried first with every encoder that may have made them;
 //! what made none of these is not tried again.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use sha2::{Digest, Sha256};
@@ -17,7 +17,7 @@ use super::{IMAGE, MakeError, read};
 use crate::Image;
 use crate::extent::size;
 use crate::filesystem::{self, CompressedBlock, Fault, Layout};
-use crate::recompress::{EncoderSpec, Encoders, Method, Sample};
+use crate::recompress::{EncoderSpec, Encoders, Library, Method, Sample};
 
 /// How changed blocks fared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -115,6 +115,11 @@ impl Found {
 
 /// Blocks that are tried with every encoder, for each list of candidates.
 const SAMPLES: usize = 48;
+/// Those of them that each encoder is tried on until one has made any.
+const FEW_SAMPLES: usize = 8;
+/// Lists of a library, one after the other, of which nothing came: then it is another
+/// version that made the image, and the rest is not tried.
+const BARREN: usize = 4;
 
 impl<'a> Recoding<'a> {
     pub(super) fn plan(
@@ -123,6 +128,7 @@ impl<'a> Recoding<'a> {
         claims: &[Claim],
         new_image: &dyn Image,
         encoders: &'a Encoders,
+        most_encoders: usize,
     ) -> Result<Self, MakeError> {
         let known: HashSet<&[u8; 32]> = old.digests.iter().collect();
         let blocks = new.layout.blocks.iter().zip(&new.digests).enumerate();
@@ -138,56 +144,99 @@ impl<'a> Recoding<'a> {
             specs: Vec::new(),
             tried: Vec::new(),
         };
-        recoding.choose_encoders(new_image)?;
+        recoding.choose_encoders(new_image, most_encoders)?;
         Ok(recoding)
     }
 
-    /// Fills `specs` and `tried` from samples. Each encoder makes a sample that none
-    /// before it made, so none is named in the payload that is not needed.
-    fn choose_encoders(&mut self, image: &dyn Image) -> Result<(), MakeError> {
-        for hint in 0..self.new.layout.candidates.len() {
-            let layout = &self.new.layout;
-            let of_hint = |index: &&usize| layout.blocks[**index].hint == hint;
-            let blocks: Vec<usize> = self.changed.iter().filter(of_hint).copied().collect();
-            let most = layout.candidates[hint]
+    /// Fills `specs` and `tried` from samples, the lists of most blocks first, up to
+    /// `most` encoders. Each makes a sample that none before it made, so none is named
+    /// in the payload that is not needed.
+    fn choose_encoders(&mut self, image: &dyn Image, most: usize) -> Result<(), MakeError> {
+        let mut lists = vec![Vec::new(); self.new.layout.candidates.len()];
+        for index in &self.changed {
+            lists[self.new.layout.blocks[*index].hint].push(*index);
+        }
+        self.tried = vec![Vec::new(); lists.len()];
+        let mut lists: Vec<_> = lists.into_iter().enumerate().collect();
+        lists.sort_by_key(|(_, blocks)| std::cmp::Reverse(blocks.len()));
+        let mut barren: HashMap<Library, usize> = HashMap::new();
+        for (hint, blocks) in lists {
+            let methods = &self.new.layout.candidates[hint];
+            let (Some(library), false) = (methods.first().map(Method::library), blocks.is_empty())
+            else {
+                continue;
+            };
+            let barren = barren.entry(library).or_default();
+            if *barren < BARREN {
+                self.choose_encoders_of(hint, &blocks, image, most)?;
+                *barren = match self.tried[hint].is_empty() {
+                    true => *barren + 1,
+                    false => 0,
+                };
+            }
+        }
+        Ok(())
+    }
+
+    fn choose_encoders_of(
+        &mut self,
+        hint: usize,
+        blocks: &[usize],
+        image: &dyn Image,
+        most: usize,
+    ) -> Result<(), MakeError> {
+        let layout = &self.new.layout;
+        let methods = &layout.candidates[hint];
+        let looked_at = methods.iter().map(Method::ahead).max().unwrap_or(0);
+        let step = blocks.len().div_ceil(SAMPLES).max(1);
+        let mut left = Vec::new();
+        for index in blocks.iter().step_by(step) {
+            let block = &layout.blocks[*index];
+            let stored = stored(image, block)?;
+            if let Some(plain) = decode_stored(&stored, block) {
+                left.push((stored, plain, ahead(layout, image, block, looked_at)?));
+            }
+        }
+        let specs = methods
+            .iter()
+            .flat_map(|method| self.encoders.versions(method));
+        let mut specs: Vec<EncoderSpec> = specs.collect();
+        // What made blocks of other lists is likely here too.
+        specs.sort_by_key(|spec| !self.specs.contains(spec));
+        for spec in specs {
+            let known = self.specs.iter().position(|known| *known == spec);
+            if left.is_empty() || (known.is_none() && self.specs.len() >= most) {
+                continue;
+            }
+            let proves = |sample: &&(Vec<u8>, Vec<u8>, Vec<u8>)| {
+                let (stored, plain, ahead) = *sample;
+                let ahead = &ahead[..ahead.len().min(spec.method.ahead())];
+                let sample = Sample {
+                    stored,
+                    plain,
+                    ahead,
+                };
+                let spec = std::slice::from_ref(&spec);
+                self.encoders.prove(sample, spec).is_some()
+            };
+            // Until anything is made at all, a few blocks tell whether this one may.
+            let few: Vec<_> = left
                 .iter()
-                .map(Method::ahead)
-                .max()
-                .unwrap_or(0);
-            let step = blocks.len().div_ceil(SAMPLES).max(1);
-            let mut left = Vec::new();
-            for index in blocks.into_iter().step_by(step) {
-                let block = &layout.blocks[index];
-                let stored = stored(image, block)?;
-                if let Some(plain) = decode_stored(&stored, block) {
-                    left.push((stored, plain, ahead(layout, image, block, most)?));
-                }
+                .step_by(left.len().div_ceil(FEW_SAMPLES))
+                .collect();
+            if self.tried[hint].is_empty() && !few.par_iter().any(proves) {
+                continue;
             }
-            let mut tried = Vec::new();
-            for method in &layout.candidates[hint] {
-                for spec in self.encoders.versions(method) {
-                    let proven: Vec<bool> = left
-                        .par_iter()
-                        .map(|(stored, plain, ahead)| {
-                            let ahead = &ahead[..ahead.len().min(method.ahead())];
-                            let sample = Sample {
-                                stored,
-                                plain,
-                                ahead,
-                            };
-                            let spec = std::slice::from_ref(&spec);
-                            self.encoders.prove(sample, spec).is_some()
-                        })
-                        .collect();
-                    if proven.contains(&true) {
-                        let mut proven = proven.into_iter();
-                        left.retain(|_| proven.next() == Some(false));
-                        tried.push(self.specs.len());
-                        self.specs.push(spec);
-                    }
+            let proven: Vec<bool> = left.par_iter().map(|sample| proves(&sample)).collect();
+            if proven.contains(&true) {
+                let mut proven = proven.into_iter();
+                left.retain(|_| proven.next() == Some(false));
+                let index = known.unwrap_or(self.specs.len());
+                if known.is_none() {
+                    self.specs.push(spec);
                 }
+                self.tried[hint].push(index);
             }
-            self.tried.push(tried);
         }
         Ok(())
     }

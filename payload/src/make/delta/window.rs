@@ -13,7 +13,7 @@ use super::standard;
 use super::{BLOCK, IMAGE, Made, WINDOW, blocks, read};
 use crate::Image;
 use crate::Limits;
-use crate::delta::{Delta, MOST_PARTS, MOST_SOURCE, Piece, SourceBlock};
+use crate::delta::{Delta, MOST_PARTS, MOST_PLAIN, MOST_SOURCE, Piece, SourceBlock};
 use crate::extent::size;
 use crate::filesystem::CompressedBlock;
 use crate::make::{Blocks, MakeError, PreparedKind, PreparedSource};
@@ -180,6 +180,12 @@ struct Encoded {
 impl Maker<'_> {
     pub(super) fn make(&self, window: &Window) -> Result<Made, MakeError> {
         let opened = self.open(window)?;
+        if opened.plain.len() > MOST_PLAIN || opened.pieces.len() > MOST_PARTS {
+            return match halves(window) {
+                Some(halves) => self.make_both(&halves),
+                None => self.make_as_stored(window),
+            };
+        }
         let copies = matching::matches(&opened.plain, self.space.bytes(), self.space.seeds());
         let mut copies = cut_at(copies, self.space.image());
         // The larger the source would be, the more must each block of it give.
@@ -192,12 +198,8 @@ impl Maker<'_> {
             source = Sources::of(self.space, &copies);
         }
         if !source.fits(LARGE) {
-            if let Some((first, second)) = halves(window) {
-                let (mut made, rest) = (self.make(&first)?, self.make(&second)?);
-                made.operations.extend(rest.operations);
-                made.bytes += rest.bytes;
-                made.reproduced.add(&rest.reproduced);
-                return Ok(made);
+            if let Some(halves) = halves(window) {
+                return self.make_both(&halves);
             }
             if !source.fits(MOST_SOURCE) {
                 copies = affordable(self.space, &copies);
@@ -216,56 +218,31 @@ impl Maker<'_> {
         })
     }
 
-    /// Reads a window and decodes what can be encoded again.
-    fn open(&self, window: &Window) -> Result<Opened, MakeError> {
-        let mut opened = Opened {
-            plain: Vec::new(),
-            pieces: Vec::new(),
-            result: Vec::new(),
-            reproduced: Reproduced::default(),
-        };
-        let mut segments = window.0.iter();
-        let mut next = segments.next().map(|segment| self.recode(segment));
-        while let Some(current) = next {
-            let Recoded {
-                stored,
-                block,
-                encoded,
-            } = current?;
-            opened.result.extend_from_slice(&stored);
-            if block {
-                opened.reproduced.count(stored.len(), encoded.is_some());
-            }
-            next = segments.next().map(|segment| self.recode(segment));
-            let Some(encoded) = encoded else {
-                opened.push_plain(&stored);
-                continue;
-            };
-            let Encoded {
-                plain,
-                encoder,
-                ahead,
-            } = encoded;
-            opened.pieces.push(Piece::Encoded {
-                length: plain.len(),
-                encoder: self.first_encoder + encoder,
-                ahead: ahead.len(),
-            });
-            opened.plain.extend_from_slice(&plain);
-            // What the encoder looks at comes next anyway when the next block is
-            // decoded too; else it is made for its eyes only.
-            let follows = matches!(
-                &next,
-                Some(Ok(Recoded { encoded: Some(next), .. })) if next.plain.starts_with(&ahead)
-            );
-            if !ahead.is_empty() && !follows {
-                opened.pieces.push(Piece::Hidden {
-                    length: ahead.len(),
-                });
-                opened.plain.extend_from_slice(&ahead);
+    fn make_both(&self, (first, second): &(Window, Window)) -> Result<Made, MakeError> {
+        let (mut made, rest) = (self.make(first)?, self.make(second)?);
+        made.operations.extend(rest.operations);
+        made.bytes += rest.bytes;
+        made.reproduced.add(&rest.reproduced);
+        Ok(made)
+    }
+
+    /// A window that cannot be cut and holds more than an operation can make, decoded.
+    fn make_as_stored(&self, window: &Window) -> Result<Made, MakeError> {
+        let plain = window.0.iter().map(|part| Segment::Plain(part.range()));
+        let mut made = self.make(&Window(plain.collect()))?;
+        for segment in &window.0 {
+            if matches!(segment, Segment::Block(_)) {
+                made.reproduced.count(segment.range().len(), false);
             }
         }
-        Ok(opened)
+        Ok(made)
+    }
+
+    /// Reads a window and decodes what can be encoded again.
+    fn open(&self, window: &Window) -> Result<Opened, MakeError> {
+        let segments = window.0.iter().map(|segment| self.recode(segment));
+        let segments = segments.collect::<Result<_, _>>()?;
+        Ok(Opened::of(segments, self.first_encoder))
     }
 
     /// Reads a segment, and finds the encoder that makes it when it is a block.
@@ -344,12 +321,14 @@ impl Maker<'_> {
         };
         drop(whole);
         let blob = delta.to_bytes().map_err(failed)?;
+        // Rather no payload than one that no machine applies.
+        Delta::parse(&blob).map_err(|cause| failed(std::io::Error::other(cause)))?;
         let end = usize::try_from(self.new.len()).unwrap_or(usize::MAX);
         let whole_blocks = window.skip == 0
             && ranges
                 .iter()
                 .all(|range| range.len() % BLOCK == 0 || range.end == end);
-        if !recompressed && whole_blocks && blob.len() > opened.result.len() / 4 {
+        if whole_blocks && blob.len() > opened.result.len() / 4 {
             let packed = zstd::bulk::compress(&opened.result, REPLACE_LEVEL).map_err(failed)?;
             if packed.len() <= blob.len() {
                 return Ok((PreparedKind::ReplaceZstd, packed));
@@ -384,15 +363,68 @@ const LARGE: usize = 20 << 20;
 const REPLACE_LEVEL: i32 = 19;
 
 impl Opened {
-    fn push_plain(&mut self, bytes: &[u8]) {
-        self.plain.extend_from_slice(bytes);
-        match self.pieces.last_mut() {
-            Some(Piece::Plain { length }) => *length += bytes.len(),
-            _ => self.pieces.push(Piece::Plain {
-                length: bytes.len(),
-            }),
+    fn of(segments: Vec<Recoded>, first_encoder: usize) -> Self {
+        let mut opened = Self {
+            plain: Vec::new(),
+            pieces: Vec::new(),
+            result: Vec::new(),
+            reproduced: Reproduced::default(),
+        };
+        for segment in segments.iter().filter(|segment| segment.block) {
+            let good = segment.encoded.is_some();
+            opened.reproduced.count(segment.stored.len(), good);
         }
+        for segment in &segments {
+            opened.result.extend_from_slice(&segment.stored);
+        }
+        for (piece, bytes) in pieces(segments, first_encoder) {
+            match (opened.pieces.last_mut(), piece) {
+                (Some(Piece::Plain { length }), Piece::Plain { .. }) => *length += bytes.len(),
+                (_, piece) => opened.pieces.push(piece),
+            }
+            opened.plain.extend_from_slice(&bytes);
+        }
+        opened
     }
+}
+
+/// What becomes of segments, with the plain bytes.
+///
+/// What an encoder looks at is often what comes next anyway; else it is made for its
+/// eyes only. What comes next is known from the back.
+fn pieces(segments: Vec<Recoded>, first_encoder: usize) -> Vec<(Piece, Vec<u8>)> {
+    let mut pieces: Vec<(Piece, Vec<u8>)> = Vec::new();
+    for segment in segments.into_iter().rev() {
+        let Some(encoded) = segment.encoded else {
+            let length = segment.stored.len();
+            pieces.push((Piece::Plain { length }, segment.stored));
+            continue;
+        };
+        let ahead = encoded.ahead.len();
+        if !comes_next(&encoded.ahead, &pieces) {
+            pieces.push((Piece::Hidden { length: ahead }, encoded.ahead));
+        }
+        let piece = Piece::Encoded {
+            length: encoded.plain.len(),
+            encoder: first_encoder + encoded.encoder,
+            ahead,
+        };
+        pieces.push((piece, encoded.plain));
+    }
+    pieces.reverse();
+    pieces
+}
+
+/// Whether the bytes of `pieces`, the last of which comes first, begin with `ahead`.
+fn comes_next(mut ahead: &[u8], pieces: &[(Piece, Vec<u8>)]) -> bool {
+    for (_, bytes) in pieces.iter().rev() {
+        let (here, rest) = ahead.split_at(ahead.len().min(bytes.len()));
+        if !bytes.starts_with(here) {
+            return false;
+        }
+        ahead = rest;
+    }
+    ahead.is_empty()
 }
 
 /// Two windows of half the plain bytes each; none for what cannot be cut.
@@ -611,6 +643,67 @@ fn affordable(space: &Space, copies: &[Copy]) -> Vec<Copy> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn encoded(plain: &str, ahead: &str) -> Recoded {
+        Recoded {
+            stored: b"stored".to_vec(),
+            block: true,
+            encoded: Some(Encoded {
+                plain: plain.into(),
+                encoder: 2,
+                ahead: ahead.into(),
+            }),
+        }
+    }
+
+    fn plain(bytes: &str) -> Recoded {
+        Recoded {
+            stored: bytes.into(),
+            block: false,
+            encoded: None,
+        }
+    }
+
+    #[test]
+    fn what_an_encoder_looks_at_is_made_once() {
+        let opened = Opened::of(
+            vec![
+                // The next two blocks, and what the second of these looks at.
+                encoded("ab", "cdefgh"),
+                encoded("cd", "efgh"),
+                encoded("ef", "gh"),
+                plain("xy"),
+                plain("z"),
+                encoded("ij", "kl"),
+                encoded("kL", ""),
+                // The end of the window.
+                encoded("mn", "op"),
+            ],
+            10,
+        );
+        let encoded = |length, ahead| Piece::Encoded {
+            length,
+            encoder: 12,
+            ahead,
+        };
+        let hidden = |length| Piece::Hidden { length };
+        let expected = [
+            encoded(2, 6),
+            encoded(2, 4),
+            encoded(2, 2),
+            hidden(2),
+            Piece::Plain { length: 3 },
+            encoded(2, 2),
+            hidden(2),
+            encoded(2, 0),
+            encoded(2, 2),
+            hidden(2),
+        ];
+        assert_eq!(opened.pieces, expected);
+        assert_eq!(opened.plain, b"abcdefghxyzijklkLmnop");
+        assert_eq!(opened.result.len(), 6 * 6 + 3);
+        assert_eq!(opened.reproduced.good_blocks, 6);
+    }
 
     #[test]
     fn a_copy_over_the_end_of_the_image_goes_on_in_the_decoded_blocks() {
