@@ -385,7 +385,10 @@ fn the_history_of_a_real_cluster_betrays_one_holder_too_many() {
         let answer = etcd.etcdctl(0, &["put", DOCUMENT, document, "-w", "json"]);
         revision_of(&serde_json::from_str(&answer.unwrap()).unwrap())
     };
-    put(r#"{"semaphore":0,"max":2,"holders":["a","b"]}"#);
+    let first = put(r#"{"semaphore":0,"max":2,"holders":["a","b"]}"#);
+    recorder.up_to(first).unwrap();
+    // Whoever watches may be sent away at any time and must not miss a thing.
+    recorder.end_watch().unwrap();
     let broken = put(r#"{"semaphore":-1,"max":2,"holders":["a","b","c"]}"#);
     let last = put(r#"{"semaphore":0,"max":2,"holders":["a","b"]}"#);
     let history = recorder.up_to(last).unwrap();
@@ -396,6 +399,11 @@ fn the_history_of_a_real_cluster_betrays_one_holder_too_many() {
         text.starts_with(&format!("revision {broken}: more holders than places")),
         "{text}"
     );
+
+    etcd.etcdctl(0, &["compact", &last.to_string()]).unwrap();
+    let too_late = Recorder::start(&etcd.endpoints()).unwrap();
+    let text = format!("{:#}", too_late.up_to(last).unwrap_err());
+    assert!(text.contains("the record is not complete"), "{text}");
 }
 
 #[test]

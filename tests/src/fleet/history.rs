@@ -6,8 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -22,6 +22,9 @@ use crate::programs::system_tool;
 /// hangs.
 const CATCH_UP_LIMIT: Duration = Duration::from_secs(60);
 
+/// From the end of one watch to the start of the next.
+const WATCH_AGAIN: Duration = Duration::from_millis(200);
+
 /// A machine that is about to pass its fence has looked a moment before. If its
 /// place is taken away by hand in that moment, it passes; so many revisions later
 /// it must not.
@@ -31,16 +34,19 @@ const UNNOTICED: i64 = 30;
 ///
 /// It watches the whole key space. Each transaction that writes anything takes
 /// the next revision, so a record without gaps is complete, and one with a gap
-/// is refused. Compaction may not go further than [`Recorder::position`].
+/// is refused. A watch that ends, as it may when a cluster has no leader, is
+/// followed by another from where it ended. Compaction may not go further than
+/// [`Recorder::position`].
 #[derive(Debug)]
 pub struct Recorder {
-    watch: Child,
     recorded: Arc<Mutex<Recorded>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Recorded {
     history: History,
+    /// What tells of the next revisions; none once nobody asks any more.
+    watch: Option<Child>,
     /// Why nothing more is recorded.
     broken: Option<String>,
 }
@@ -52,34 +58,39 @@ impl Recorder {
     ///
     /// `etcdctl` is missing.
     pub fn start(endpoints: &[String]) -> Result<Self> {
-        let mut command: Command = system_tool("etcdctl");
-        command
-            .env("ETCDCTL_API", "3")
-            .arg(format!("--endpoints={}", endpoints.join(",")))
-            .args(["--keepalive-time=1s", "--keepalive-timeout=2s"])
-            .args(["watch", "", "--prefix", "--rev=1", "-w", "json"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null());
-        let mut watch = command.spawn().context("cannot start etcdctl")?;
-        let output = watch.stdout.take().context("etcdctl has no output")?;
-        let recorded = Arc::new(Mutex::new(Recorded::default()));
+        let (watch, mut output) = start_watch(endpoints, 1)?;
+        let recorded = Arc::new(Mutex::new(Recorded {
+            history: History::default(),
+            watch: Some(watch),
+            broken: None,
+        }));
         let recorder = Self {
-            watch,
             recorded: Arc::clone(&recorded),
         };
+        let endpoints = endpoints.to_vec();
         std::thread::spawn(move || {
-            for line in BufReader::new(output).lines() {
-                let line = line.map_err(anyhow::Error::from);
-                let mut recorded = recorded.lock().unwrap_or_else(PoisonError::into_inner);
-                let added = line.and_then(|line| recorded.history.add_answer(&line));
-                if let Err(error) = added {
-                    recorded.broken = Some(format!("{error:#}"));
+            loop {
+                let followed = follow(output, &recorded);
+                std::thread::sleep(WATCH_AGAIN);
+                let mut recorded = lock(&recorded);
+                let Some(ended) = &mut recorded.watch else {
                     return;
+                };
+                // It may still run when its output made no sense.
+                let _ = ended.kill();
+                let _ = ended.wait();
+                let next = recorded.history.last() + 1;
+                match followed.and_then(|()| start_watch(&endpoints, next)) {
+                    Ok((watch, its_output)) => {
+                        recorded.watch = Some(watch);
+                        output = its_output;
+                    }
+                    Err(error) => {
+                        recorded.broken = Some(format!("{error:#}"));
+                        return;
+                    }
                 }
             }
-            let mut recorded = recorded.lock().unwrap_or_else(PoisonError::into_inner);
-            recorded.broken.get_or_insert("the watch has ended".into());
         });
         Ok(recorder)
     }
@@ -90,7 +101,7 @@ impl Recorder {
     ///
     /// The record has a gap.
     pub fn position(&self) -> Result<i64> {
-        let recorded = self.recorded.lock().unwrap_or_else(PoisonError::into_inner);
+        let recorded = lock(&self.recorded);
         match &recorded.broken {
             Some(reason) => bail!("the record is not complete: {reason}"),
             None => Ok(recorded.history.last()),
@@ -106,17 +117,59 @@ impl Recorder {
         poll_until("the record of the last revision", CATCH_UP_LIMIT, || {
             Ok((self.position()? >= revision).then_some(()))
         })?;
-        let recorded = self.recorded.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(recorded.history.clone())
+        Ok(lock(&self.recorded).history.clone())
+    }
+
+    /// Ends the watch, as an etcd without a leader does.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system.
+    pub fn end_watch(&self) -> Result<()> {
+        match &mut lock(&self.recorded).watch {
+            Some(watch) => Ok(watch.kill()?),
+            None => Ok(()),
+        }
     }
 }
 
 impl Drop for Recorder {
     fn drop(&mut self) {
-        // It may have ended already, which is just as well.
-        let _ = self.watch.kill();
-        let _ = self.watch.wait();
+        if let Some(mut watch) = lock(&self.recorded).watch.take() {
+            // It may have ended already, which is just as well.
+            let _ = watch.kill();
+            let _ = watch.wait();
+        }
     }
+}
+
+fn lock(recorded: &Mutex<Recorded>) -> MutexGuard<'_, Recorded> {
+    recorded.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A watch of the whole key space that begins with revision `first`.
+fn start_watch(endpoints: &[String], first: i64) -> Result<(Child, ChildStdout)> {
+    let mut command: Command = system_tool("etcdctl");
+    command
+        .env("ETCDCTL_API", "3")
+        .arg(format!("--endpoints={}", endpoints.join(",")))
+        .args(["--keepalive-time=1s", "--keepalive-timeout=2s"])
+        .args(["watch", "", "--prefix", "-w", "json"])
+        .arg(format!("--rev={first}"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    let mut watch = command.spawn().context("cannot start etcdctl")?;
+    let output = watch.stdout.take().context("etcdctl has no output")?;
+    Ok((watch, output))
+}
+
+/// Records what a watch tells until it ends.
+fn follow(output: ChildStdout, recorded: &Mutex<Recorded>) -> Result<()> {
+    for line in BufReader::new(output).lines() {
+        lock(recorded).history.add_answer(&line?)?;
+    }
+    Ok(())
 }
 
 /// All writes of a cluster, in order, from its first revision on.
