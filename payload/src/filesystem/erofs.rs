@@ -360,8 +360,6 @@ impl Settings {
     /// lzma likewise, then one of zstd, which does not care.
     fn candidates(&self, block: u32, largest_lzma: u64) -> Vec<Vec<Method>> {
         let sizes = |largest: u32| (1..=largest / block).map(move |blocks| blocks * block);
-        // A cluster has the capacity of all, or its own: of what a hint gave its
-        // file, or that of a second attempt at the end of a file.
         let mut lists: Vec<_> = sizes(self.lz4_capacity)
             .map(|own| lz4(self.lz4_capacity, own))
             .collect();
@@ -395,6 +393,14 @@ impl Settings {
     }
 }
 
+/// What an encoder may have been told to fill for a cluster of `own` bytes: what all
+/// were, or just that, which a hint gave its file or a second attempt at a file's end.
+fn capacities(largest: u32, own: u32) -> impl Iterator<Item = u32> {
+    [largest]
+        .into_iter()
+        .chain(Some(own).filter(move |own| *own != largest))
+}
+
 /// What may have made a cluster of lzma of `own` bytes. The level is not recorded:
 /// 6 is the default, and 7 to 9 do the same, as all that they change is the dictionary.
 fn lzma(largest: u32, own: u32, dictionary: u32) -> Vec<Method> {
@@ -402,9 +408,8 @@ fn lzma(largest: u32, own: u32, dictionary: u32) -> Vec<Method> {
     if !(4096..=MOST_DICTIONARY).contains(&dictionary) {
         return methods;
     }
-    let capacities = [Some(largest), Some(own).filter(|own| *own != largest)];
     for ahead in [AHEAD_LZMA, 0] {
-        for capacity in capacities.into_iter().flatten() {
+        for capacity in capacities(largest, own) {
             let levels = [6, 109, 105, 5, 4, 3, 2, 1, 0];
             methods.extend(levels.map(|level| Method::MicroLzma {
                 level,
@@ -431,9 +436,9 @@ fn zstd(window: u32) -> Vec<Method> {
     levels.map(method).collect()
 }
 
-/// What may have made a cluster of lz4 of `own` bytes.
-fn lz4(capacity: u32, own: u32) -> Vec<Method> {
-    let capacities = [Some(capacity), Some(own).filter(|own| *own != capacity)];
+/// What may have made a cluster of lz4 of `own` bytes in an image whose clusters have
+/// at most `largest`.
+fn lz4(largest: u32, own: u32) -> Vec<Method> {
     // The level is not recorded: 9 is the default, 12 the best.
     let levels = [12, 9, 11, 10, 8, 7, 6, 5, 4, 3].map(Some);
     let levels = levels.into_iter().chain([None]);
@@ -441,7 +446,7 @@ fn lz4(capacity: u32, own: u32) -> Vec<Method> {
     // mkfs.erofs compresses from a buffer. Where that was at its end, there was
     // nothing ahead.
     for shown in [true, false] {
-        for capacity in capacities.into_iter().flatten() {
+        for capacity in capacities(largest, own) {
             methods.extend(levels.clone().map(|level| Method::Lz4Fill {
                 level,
                 capacity,

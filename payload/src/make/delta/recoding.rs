@@ -210,7 +210,6 @@ impl<'a> Recoding<'a> {
             }
             let proves = |sample: &&(Vec<u8>, Vec<u8>, Vec<u8>)| {
                 let (stored, plain, ahead) = *sample;
-                let ahead = &ahead[..ahead.len().min(spec.method.ahead())];
                 let sample = Sample {
                     stored,
                     plain,
