@@ -17,11 +17,8 @@ demo-fleet: setup ## Five machines reboot two at a time, one fails, the others w
 	$(CARGO) build --workspace --bins
 	$(TARGET_DIR)/debug/demo_fleet
 
-# Programs and tests at once: the features that tests need of dependencies are then
-# those of all, and nothing is built a second time.
 test: setup ## Build everything and run all tests
-	$(CARGO) build --workspace --bins --tests --features gptprio/init
-	$(CARGO) test --workspace --features gptprio/init --no-fail-fast
+	CARGO="$(CARGO)" tests/run-all.sh
 
 fleet-chaos: setup ## Twenty machines, three etcd nodes, STEPS faults (default 2000)
 	FLEET_STEPS=$(or $(STEPS),2000) $(CARGO) test -p system-tests --test reboot_fleet -- --nocapture no_fault
