@@ -294,7 +294,8 @@ impl Cluster {
     }
 
     fn wait_for_health(&mut self, index: usize) -> Result<()> {
-        poll_until("a healthy etcd", START_LIMIT, || {
+        let mut last = None;
+        let healthy = poll_until("a healthy etcd", START_LIMIT, || {
             let node = &mut self.nodes[index];
             let process = node.process.as_mut().context("the node was killed")?;
             ensure!(
@@ -304,7 +305,13 @@ impl Cluster {
                 process.stderr()?
             );
             let health = self.etcdctl(index, &["endpoint", "health", "--command-timeout=1s"]);
-            Ok(health.is_ok().then_some(()))
+            last = health.err();
+            Ok(last.is_none().then_some(()))
+        });
+        // Why it is not is worth more than that it is not.
+        healthy.map_err(|error| match last {
+            Some(last) => last.context(error),
+            None => error,
         })
     }
 
