@@ -42,6 +42,7 @@ pub struct Machine {
     qemu: Option<Qemu>,
     log: Option<PathBuf>,
     resets: usize,
+    ends_at_reset: bool,
     folder: TempDir,
 }
 
@@ -92,6 +93,7 @@ impl Machine {
             qemu: None,
             log: None,
             resets: 0,
+            ends_at_reset: false,
             folder,
         })
     }
@@ -101,13 +103,30 @@ impl Machine {
         self.log = Some(log.to_owned());
     }
 
+    /// From the next start on, a reset switches it off, whatever its chain.
+    pub fn end_at_reset(&mut self) {
+        self.ends_at_reset = true;
+    }
+
+    /// Whether it is switched on.
+    ///
+    /// # Errors
+    ///
+    /// QEMU ended with a complaint of its own.
+    pub fn is_on(&mut self) -> Result<bool> {
+        self.qemu.as_mut().map_or(Ok(false), Qemu::is_running)
+    }
+
     /// Switches it on.
     ///
     /// # Errors
     ///
     /// No slot boots, or QEMU does not start.
     pub fn start(&mut self) -> Result<()> {
-        let chain = chain::arguments(&self.chain, &self.disk, self.folder.path())?;
+        let mut chain = chain::arguments(&self.chain, &self.disk, self.folder.path())?;
+        if self.ends_at_reset {
+            chain.push("-no-reboot".into());
+        }
         let drive = Drive {
             image: self.disk.path().to_owned(),
             log: self.log.clone(),
