@@ -82,6 +82,8 @@ pub struct Standing {
     pub tries: u8,
     /// Another slot may boot.
     pub others_may_boot: bool,
+    /// Another slot was made active and not written since.
+    pub others_were_active: bool,
 }
 
 impl Standing {
@@ -135,12 +137,13 @@ impl GptBoot {
             Ok(running) => running.attributes,
             Err(source) => return Err(BootError::Table { operation, source }),
         };
-        let mut all = gpt.slots(slots.slot_type).into_iter();
+        let all = gpt.slots(slots.slot_type);
+        let others = || all.iter().filter(|slot| slot.number != slots.source.number);
         Ok(Standing {
             proven: running.successful(),
             tries: running.tries(),
-            others_may_boot: all
-                .any(|slot| slot.number != slots.source.number && slot.attributes.bootable()),
+            others_may_boot: others().any(|slot| slot.attributes.bootable()),
+            others_were_active: others().any(|slot| slot.attributes.priority() > 0),
         })
     }
 

@@ -7,7 +7,7 @@ use omaha_protocol::Response;
 
 use super::attempt::Attempt;
 use super::{Engine, World, roll};
-use crate::boot::GptBoot;
+use crate::boot::{GptBoot, Standing};
 use crate::config::Settings;
 use crate::error::UpdateError;
 use crate::machine::{CheckResult, Failure};
@@ -119,8 +119,9 @@ pub(super) async fn check(world: Arc<World>, attempt: Arc<Attempt>) -> Checked {
 
 type Exchange = (u16, Result<(Answer, u64), UpdateError>);
 
-async fn exchange(world: &Arc<World>, attempt: &Attempt) -> Result<Exchange, UpdateError> {
-    let last = world.last_update(attempt)?;
+async fn exchange(world: &Arc<World>, attempt: &Arc<Attempt>) -> Result<Exchange, UpdateError> {
+    let (asked, looking) = (Arc::clone(world), Arc::clone(attempt));
+    let last = Engine::blocking(move || asked.last_update(&looking)).await?;
     let running = match &last {
         LastUpdate::Unknown => omaha::running("0.0.0.0"),
         LastUpdate::Told => omaha::running(""),
@@ -231,6 +232,7 @@ fn consider(
 }
 
 impl World {
+    /// Blocking: it may look at the disk.
     fn last_update(&self, attempt: &Attempt) -> Result<LastUpdate, UpdateError> {
         let Some(previous) = self.read(PREVIOUS_VERSION)? else {
             return Ok(LastUpdate::Unknown);
@@ -241,12 +243,13 @@ impl World {
         if previous != attempt.identity.version {
             return Ok(LastUpdate::Succeeded { before: previous });
         }
-        // The version is the old one also as long as the machine has not rebooted
-        // at all, after an operator took the update back.
+        // The version is the old one also as long as the machine has not rebooted at all,
+        // after an operator took the update back, and where the update never came to be
+        // active: its record is made before, and it may be overwritten before it boots.
         let rebooted = self
             .read(UPDATE_BOOT_ID)?
             .is_none_or(|id| id != attempt.identity.boot_id);
-        Ok(if rebooted {
+        Ok(if rebooted && self.other_was_active(&attempt.settings) {
             LastUpdate::RolledBack
         } else {
             LastUpdate::Told
@@ -273,19 +276,28 @@ impl World {
         }
     }
 
-    /// Whether the running slot is one that is not marked successful.
+    /// Whether the running slot is one that is not marked successful. When that cannot be
+    /// told the server rather hears of an update twice than of a rollback never.
     fn is_on_trial(&self, settings: &Settings) -> bool {
-        let standing = self.discover_running(settings).and_then(|slots| {
-            let boot = GptBoot::new(settings);
-            Ok(boot.standing(&slots)?)
-        });
-        match standing {
-            Ok(standing) => !standing.proven,
-            Err(error) => {
-                tracing::debug!(error = error.words(), "no slot is on trial");
-                false
-            }
-        }
+        self.standing(settings)
+            .is_none_or(|standing| !standing.proven)
+    }
+
+    /// Whether another slot holds an update that was made active.
+    fn other_was_active(&self, settings: &Settings) -> bool {
+        self.standing(settings)
+            .is_none_or(|standing| standing.others_were_active)
+    }
+
+    fn standing(&self, settings: &Settings) -> Option<Standing> {
+        let standing = self
+            .discover_running(settings)
+            .and_then(|slots| Ok(GptBoot::new(settings).standing(&slots)?));
+        standing
+            .inspect_err(|error| {
+                tracing::warn!(error = error.words(), "cannot tell how the slots stand");
+            })
+            .ok()
     }
 
     fn quarantined(&self) -> Vec<String> {

@@ -38,7 +38,7 @@ impl Engine {
         let (started, delay) = (self.started, settings.health_delay);
         tokio::spawn(async move {
             if applied {
-                world.gate.lock().await.settled = true;
+                world.settle_gate().await;
                 return;
             }
             tokio::time::sleep(delay).await;
@@ -48,6 +48,12 @@ impl Engine {
 }
 
 impl World {
+    /// From now on nothing is marked: with an update applied, the mark of the running slot
+    /// would take the new one's place.
+    pub(super) async fn settle_gate(&self) {
+        self.gate.lock().await.settled = true;
+    }
+
     /// Comes back when the system is proven. There is a round at the deadline, too: the
     /// machine is not rebooted for what it was a minute before. The settings are read for
     /// each round, so that an operator can still stop the reboot.

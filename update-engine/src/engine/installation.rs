@@ -13,10 +13,10 @@ use super::check::{INSTALLED_VERSION, UPDATE_BOOT_ID};
 use super::reporter::Keep;
 use super::{Engine, VOLATILE_STATE, World};
 use crate::boot::GptBoot;
-use crate::config::Settings;
+use crate::config::{Identity, Settings};
 use crate::deltas::{self, DeltaFailure, DeltaHistory};
 use crate::error::UpdateError;
-use crate::install::{self, Ended, Observer, SlotDevices, StateFolders, Surroundings};
+use crate::install::{self, Ended, Observer, Proof, SlotDevices, StateFolders, Surroundings};
 use crate::machine::{Event, Failure, InstallFailure};
 use crate::net::Patience;
 use crate::omaha::moment;
@@ -61,11 +61,10 @@ impl World {
             sender: sender.clone(),
         };
         let ended = install::run(Arc::clone(&plan), surroundings, &observer, cancel).await;
-        self.record(&plan, &attempt, &ended);
+        self.record(&plan, &ended);
         match ended.result {
             Ok(_) => {
-                // Recorded before it is reported: a slow server must not stand between
-                // the flip and what the next start has to know of it.
+                // Told here before it is told the server, which may be slow.
                 observer.observe(Event::Activated);
                 observer.report(moment::applied()).await;
                 Ok(())
@@ -100,7 +99,7 @@ impl World {
 
     /// What the next attempt and the next boot must know. Failing to keep a
     /// number must not turn an applied update into a failed one.
-    fn record(&self, plan: &InstallPlan, attempt: &Attempt, ended: &Ended) {
+    fn record(&self, plan: &InstallPlan, ended: &Ended) {
         let mut kept = Vec::new();
         if ended.received {
             kept.push(self.count_download(&plan.offer, ended.payload_good));
@@ -109,9 +108,6 @@ impl World {
             Ok(proof) => {
                 kept.push(self.keep_delta_history(&DeltaHistory::default()));
                 kept.push(self.keep_installed(&plan.slots.target, proof));
-                kept.push(self.keep(INSTALLED_VERSION, proof.version()));
-                kept.push(self.keep(UPDATE_BOOT_ID, &attempt.identity.boot_id));
-                kept.push(self.keep(PREVIOUS_VERSION, &attempt.identity.version));
             }
             Err(UpdateError::Cancelled) => {}
             Err(error) => {
@@ -131,16 +127,14 @@ impl World {
         }
     }
 
-    /// The target is overwritten, so an update that waited there for the reboot is
-    /// gone. It was never booted: the next boot must not take it for rolled back.
-    fn forget_update_of(&self, boot_id: &str) -> Result<(), UpdateError> {
-        if self.applied_in(boot_id) {
-            self.keep(PREVIOUS_VERSION, "")?;
-        }
-        Ok(())
+    /// What the next boot must know of the update that is about to be active.
+    fn record_activation(&self, identity: &Identity, version: &str) -> Result<(), UpdateError> {
+        self.keep(INSTALLED_VERSION, version)?;
+        self.keep(UPDATE_BOOT_ID, &identity.boot_id)?;
+        self.keep(PREVIOUS_VERSION, &identity.version)
     }
 
-    /// Whether an update was applied in this boot.
+    /// Whether an update was applied in this boot, or was about to be.
     pub(super) fn applied_in(&self, boot_id: &str) -> bool {
         self.read(UPDATE_BOOT_ID)
             .is_ok_and(|id| id.is_some_and(|id| id == boot_id))
@@ -190,11 +184,6 @@ struct Reports {
 
 impl Observer for Reports {
     fn observe(&self, event: Event) {
-        if matches!(event, Event::DownloadStarted { .. })
-            && let Err(error) = self.world.forget_update_of(&self.attempt.identity.boot_id)
-        {
-            tracing::error!(error = error.words(), "cannot forget the update before");
-        }
         // The loop is gone only when the daemon ends.
         let _ = self.sender.send(event);
     }
@@ -203,6 +192,15 @@ impl Observer for Reports {
         Box::pin(async move {
             let request = self.attempt.event(event);
             self.world.report(&self.attempt, request, Keep::Yes).await;
+        })
+    }
+
+    fn activating<'a>(&'a self, proof: &'a Proof) -> BoxFuture<'a, Result<(), UpdateError>> {
+        Box::pin(async move {
+            self.world.settle_gate().await;
+            let (world, attempt) = (Arc::clone(&self.world), Arc::clone(&self.attempt));
+            let version = proof.version().to_owned();
+            Engine::blocking(move || world.record_activation(&attempt.identity, &version)).await
         })
     }
 }

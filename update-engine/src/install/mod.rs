@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use omaha_protocol::Event as OmahaEvent;
 use payload::recompress::Encoders;
 use tokio::sync::mpsc;
@@ -35,6 +36,7 @@ use crate::machine;
 use crate::net::{Download, Patience, Transport};
 use crate::omaha::moment;
 use crate::plan::InstallPlan;
+use crate::platform::UpdateLock;
 use crate::postinst::PostInstall;
 use crate::root::Root;
 use application::Application;
@@ -80,7 +82,14 @@ pub trait Observer: Send + Sync {
     /// Something for the state machine.
     fn observe(&self, event: machine::Event);
     /// Something for the server. Returns when it was posted or kept for later.
-    fn report<'a>(&'a self, event: OmahaEvent) -> futures_util::future::BoxFuture<'a, ()>;
+    fn report<'a>(&'a self, event: OmahaEvent) -> BoxFuture<'a, ()>;
+    /// The target becomes active next. What the next boot must know of it is durable when
+    /// this returns: the power may go right after the flip.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be recorded; then the target does not become active.
+    fn activating<'a>(&'a self, proof: &'a Proof) -> BoxFuture<'a, Result<(), UpdateError>>;
 }
 
 /// How an installation ended.
@@ -134,27 +143,50 @@ async fn install(
     observer.observe(machine::Event::PayloadVerified);
     observer.report(moment::download_finished()).await;
 
-    let proof = {
-        let (plan, surroundings) = (Arc::clone(plan), Arc::clone(surroundings));
+    let prepared = {
         let transport = Arc::clone(&surroundings.transport);
-        let cancel = cancel.clone();
         let written = blocking(move || payload.read_back()).await??;
         if let Some(policy) = written.pcr_policy() {
             post_pcr_policy(&*transport, policy).await?;
         }
-        blocking(move || {
-            let (proof, _lock) = written.post_install(&*surroundings.postinst)?;
-            // The daemon ends: nobody would record the flip, and the next boot would
-            // not know what it came from.
-            if cancel.is_cancelled() {
-                return Err(UpdateError::Cancelled);
-            }
-            surroundings.boot.set_active(&plan.slots, &proof)?;
-            Ok::<_, UpdateError>(proof)
-        })
-        .await??
+        let postinst = Arc::clone(&surroundings.postinst);
+        blocking(move || written.post_install(&*postinst)).await?
     };
+    let (proof, _lock) = activate(plan, surroundings, observer, &cancel, prepared).await?;
     Ok(proof)
+}
+
+/// Makes the target active. Where that fails it is made unbootable again, as the
+/// post-install program may have changed its attributes, too.
+async fn activate(
+    plan: &Arc<InstallPlan>,
+    surroundings: &Arc<Surroundings>,
+    observer: &dyn Observer,
+    cancel: &CancellationToken,
+    prepared: Result<(Proof, UpdateLock), UpdateError>,
+) -> Result<(Proof, UpdateLock), UpdateError> {
+    let admitted = match prepared {
+        Ok(_) if cancel.is_cancelled() => Err(UpdateError::Cancelled),
+        Ok(prepared) => match observer.activating(&prepared.0).await {
+            Ok(()) => Ok(prepared),
+            Err(error) => Err(error),
+        },
+        Err(error) => Err(error),
+    };
+    let (plan, surroundings) = (Arc::clone(plan), Arc::clone(surroundings));
+    blocking(move || {
+        let activated = admitted.and_then(|(proof, lock)| {
+            surroundings.boot.set_active(&plan.slots, &proof)?;
+            Ok((proof, lock))
+        });
+        if activated.is_err()
+            && let Err(error) = surroundings.boot.mark_unbootable(&plan.slots)
+        {
+            tracing::error!(%error, "cannot make {} unbootable again", plan.slots.target);
+        }
+        activated
+    })
+    .await?
 }
 
 /// Downloads and applies side by side until the payload ends or one of them

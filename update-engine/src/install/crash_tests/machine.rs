@@ -885,4 +885,8 @@ impl Observer for Unheard {
     fn report<'a>(&'a self, _: OmahaEvent) -> BoxFuture<'a, ()> {
         Box::pin(async {})
     }
+
+    fn activating<'a>(&'a self, _: &'a Proof) -> BoxFuture<'a, Result<(), UpdateError>> {
+        Box::pin(async { Ok(()) })
+    }
 }
