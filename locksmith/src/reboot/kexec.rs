@@ -16,7 +16,8 @@
 //!
 //! Once the shutdown goes on, nobody is left to give it back. A jump that fails
 //! ends in a reboot through the firmware, and the boot loader starts the old
-//! slot, because the new one's try is spent. That costs the update an attempt.
+//! slot, because the new one's try is spent: the update counts as rolled back.
+//! Where updates get two tries, the firmware starts the new slot once more.
 //! The other order, to spend nothing, would cost more: a new system that hangs
 //! would be started again by the boot loader as if it had never been tried.
 //!

@@ -73,6 +73,28 @@ impl Begun {
     }
 }
 
+/// The next kernel is staged and its slot's try is spent. Dropping it undoes both: a
+/// daemon that is stopped before logind has accepted the reboot leaves neither.
+struct Prepared {
+    loader: Arc<dyn Loader>,
+    spent: Option<SpentTry>,
+}
+
+impl Prepared {
+    /// The reboot goes on, or is undone by [`Rebooter::give_up`].
+    fn keep(mut self) -> Option<SpentTry> {
+        self.spent.take()
+    }
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        if let Some(spent) = self.spent.take() {
+            tell_lost_try(undo(&*self.loader, spent));
+        }
+    }
+}
+
 impl Rebooter {
     /// For the machine at `root`.
     #[must_use]
@@ -109,17 +131,15 @@ impl Rebooter {
         inhibition: Inhibition,
         why: &str,
     ) -> Result<Begun, RebootError> {
-        let spent = match mode {
-            Mode::Firmware => None,
-            Mode::Soft => None,
+        let prepared = match mode {
+            Mode::Firmware | Mode::Soft => None,
             Mode::Kexec => self.prepare_kexec().await,
         };
-        let mode = match (mode, &spent) {
+        let mode = match (mode, &prepared) {
             (Mode::Kexec, None) => Mode::Firmware,
             (Mode::Soft, _) => self.soft_or_firmware().await,
             _ => mode,
         };
-        let begun = Begun { mode, spent };
         match self.login.reboot(mode, inhibition, why).await {
             Err(RefusedReboot::NotOffered(Mode::Soft)) => {
                 warn!(
@@ -131,9 +151,16 @@ impl Rebooter {
                     spent: None,
                 })
             }
-            Ok(()) => Ok(begun),
+            Ok(()) => Ok(Begun {
+                mode,
+                spent: prepared.and_then(Prepared::keep),
+            }),
             Err(refused) => {
-                self.give_up(begun).await;
+                self.give_up(Begun {
+                    mode,
+                    spent: prepared.and_then(Prepared::keep),
+                })
+                .await;
                 Err(refused.into())
             }
         }
@@ -144,22 +171,11 @@ impl Rebooter {
     pub async fn give_up(&self, begun: Begun) {
         let Some(spent) = begun.spent else { return };
         let loader = Arc::clone(&self.loader);
-        let done = blocking(move || {
-            // First: what is staged may not start without its try spent.
-            drop_staged(&*loader);
-            spent.give_back()
-        });
-        if let Err(error) = done.await {
-            warn!(
-                error = words(&error),
-                "the next slot's try is lost: unless it is given back by hand, the boot loader \
-                 starts the old slot"
-            );
-        }
+        tell_lost_try(blocking(move || undo(&*loader, spent)).await);
     }
 
     /// Stages and spends; `None` when the machine has to go through the firmware.
-    async fn prepare_kexec(&self) -> Option<SpentTry> {
+    async fn prepare_kexec(&self) -> Option<Prepared> {
         let this = self.clone();
         let prepared = blocking(move || {
             let plan = KexecPlan::make(&this.root, &this.options)?;
@@ -170,10 +186,16 @@ impl Rebooter {
                 command_line = plan.command_line,
                 "the next kernel is staged"
             );
-            plan.spend_try().inspect_err(|_| drop_staged(&*this.loader))
+            let spent = plan
+                .spend_try()
+                .inspect_err(|_| drop_staged(&*this.loader))?;
+            Ok(Prepared {
+                loader: this.loader,
+                spent: Some(spent),
+            })
         });
         match prepared.await {
-            Ok(spent) => Some(spent),
+            Ok(prepared) => Some(prepared),
             Err(error) => {
                 warn!(
                     reason = words(&error),
@@ -241,6 +263,22 @@ fn same_content(one: &Path, other: &Path) -> io::Result<bool> {
         left -= u64::try_from(part).map_err(io::Error::other)?;
     }
     Ok(true)
+}
+
+fn undo(loader: &dyn Loader, spent: SpentTry) -> Result<(), KexecError> {
+    // First: what is staged may not start without its try spent.
+    drop_staged(loader);
+    spent.give_back()
+}
+
+fn tell_lost_try(undone: Result<(), KexecError>) {
+    if let Err(error) = undone {
+        warn!(
+            error = words(&error),
+            "the next slot's try is lost: unless it is given back by hand, the boot loader \
+             starts the old slot"
+        );
+    }
 }
 
 fn drop_staged(loader: &dyn Loader) {

@@ -5,6 +5,7 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Read};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use locksmith::bus::{Inhibition, RefusedReboot};
 use locksmith::reboot::kexec::{KexecError, KexecOptions, KexecPlan, Loader};
@@ -291,6 +292,31 @@ async fn the_try_is_spent_after_staging_and_given_back_when_nothing_happens() {
     scene.rebooter.give_up(begun).await;
     assert_eq!(scene.machine.bits(), [RUNNING, FRESH]);
     assert_eq!(scene.staged(), None);
+}
+
+#[tokio::test]
+async fn a_stop_before_the_reboot_is_accepted_costs_no_try_and_leaves_nothing_staged() {
+    let slow = |_: &Machine| {
+        std::thread::sleep(Duration::from_millis(500));
+        Ok(())
+    };
+    let scene = Scene::set(Machine::updated(), None, slow).await;
+    let reboot = scene.reboot(Mode::Kexec);
+    let stopped = tokio::time::timeout(Duration::from_millis(50), reboot).await;
+    assert!(stopped.is_err(), "it was still staging");
+    // Staging goes on by itself, spends the try, and finds nobody who waits for it. It
+    // has ended when nobody but the scene and its rebooter have the kernel.
+    let ended = async {
+        while Arc::strong_count(&scene.kernel) > 2 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let ended = tokio::time::timeout(Duration::from_secs(20), ended).await;
+    assert!(ended.is_ok(), "it never ends");
+    assert!(scene.kernel.seen.lock().unwrap().is_some(), "it staged");
+    assert_eq!(scene.machine.bits(), [RUNNING, FRESH]);
+    assert_eq!(scene.staged(), None);
+    assert_eq!(scene.logind.reboots(), [""; 0]);
 }
 
 #[tokio::test]
