@@ -216,6 +216,57 @@ fn a_version_that_does_not_come_up_is_rolled_back_reported_once_and_not_installe
     machine.still_boots_the_old_image().unwrap();
 }
 
+/// The record of an update is made before the flip. What a cut in between leaves is made
+/// here by hand: the slot is as it was before.
+#[test]
+fn a_power_cut_between_the_record_and_the_flip_is_no_rollback() {
+    let release = Release::make(Recipe::default()).unwrap();
+    let server = serve(&release);
+    let machine = Machine::new(SLOT_SIZE, &server.url("/v1/update/"), "ed25519").unwrap();
+    let daemon = machine.start_daemon().unwrap();
+    machine.client(&["-follow"]).unwrap().success().unwrap();
+    drop(daemon);
+    let mut unflip = program("gptprio").unwrap();
+    unflip
+        .args(["set", "--priority", "0", "--tries", "0"])
+        .arg(machine.disk.path())
+        .arg(Slot::B.number().to_string());
+    run(&mut unflip, LIMIT).unwrap().success().unwrap();
+
+    let slot = machine.reboot(SECOND_BOOT, version_of).unwrap();
+    assert_eq!(slot, Slot::A);
+    let _daemon = machine.start_daemon_in(slot).unwrap();
+    machine.client(&["-follow"]).unwrap().success().unwrap();
+    assert_eq!(machine.disk.next_boot().unwrap(), Slot::B);
+    let heard = told(&server.exchanges()).unwrap();
+    assert_eq!(
+        heard[4..],
+        ["3/2 from \"\"", "13/1", "14/1", "3/1"],
+        "no rollback is told, and the version is installed again"
+    );
+}
+
+#[test]
+fn an_update_that_cannot_be_recorded_does_not_become_active() {
+    let release = Release::make(Recipe::default()).unwrap();
+    let server = serve(&release);
+    let machine = Machine::new(SLOT_SIZE, &server.url("/v1/update/"), "ed25519").unwrap();
+    let record = "var/lib/update_engine/prefs/installed-version";
+    machine.write(&format!("{record}/in-the-way"), "").unwrap();
+    let _daemon = machine.start_daemon().unwrap();
+    let failed = machine.client(&["-follow"]).unwrap();
+    assert!(failed.success().is_err());
+    assert_eq!(
+        machine.disk.attributes(Slot::B).unwrap().to_string(),
+        "0/0/0"
+    );
+    machine.still_boots_the_old_image().unwrap();
+
+    fs::remove_dir_all(machine.path(record)).unwrap();
+    machine.client(&["-follow"]).unwrap().success().unwrap();
+    assert_eq!(machine.disk.next_boot().unwrap(), Slot::B);
+}
+
 #[test]
 fn a_folder_of_payloads_and_the_omaha_server_are_enough() {
     for key in ["ed25519", "rsa-2048", "rsa-4096"] {
