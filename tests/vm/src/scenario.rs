@@ -202,7 +202,7 @@ impl Lab {
             );
             before = now;
         }
-        machine.power_off()
+        machine.cut()
     }
 
     /// Updates one machine to one bad version after the other: each falls back, is
@@ -220,7 +220,7 @@ impl Lab {
             self.trouble(&identity, &mut machine, number, trouble)
                 .with_context(|| format!("{trouble:?}"))?;
         }
-        machine.power_off()
+        machine.cut()
     }
 
     /// The bad version 2.`number`.0, on a machine that has had as many before.
@@ -430,7 +430,7 @@ impl Lab {
             "kexec {way}: {} runs after {resets} resets, its place is free",
             up.version
         );
-        machine.power_off()
+        machine.cut()
     }
 }
 
