@@ -139,8 +139,6 @@ pub fn arguments(chain: &Chain, disk: &Disk, folder: &Path) -> Result<Vec<String
                 line += &format!(" usrhash={}", fs::read_to_string(usrhash)?.trim());
             }
             vec![
-                // The next start is the next selection.
-                "-no-reboot".into(),
                 "-kernel".into(),
                 path(&kernel.context("no kernel")?),
                 "-initrd".into(),

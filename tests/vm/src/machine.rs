@@ -42,7 +42,6 @@ pub struct Machine {
     qemu: Option<Qemu>,
     log: Option<PathBuf>,
     resets: usize,
-    ends_at_reset: bool,
     folder: TempDir,
 }
 
@@ -93,7 +92,6 @@ impl Machine {
             qemu: None,
             log: None,
             resets: 0,
-            ends_at_reset: false,
             folder,
         })
     }
@@ -101,11 +99,6 @@ impl Machine {
     /// From the next start on, every write to the disk is logged into the file `log`.
     pub fn log_writes(&mut self, log: &Path) {
         self.log = Some(log.to_owned());
-    }
-
-    /// From the next start on, a reset switches it off, whatever its chain.
-    pub fn end_at_reset(&mut self) {
-        self.ends_at_reset = true;
     }
 
     /// Whether it is switched on.
@@ -123,10 +116,7 @@ impl Machine {
     ///
     /// No slot boots, or QEMU does not start.
     pub fn start(&mut self) -> Result<()> {
-        let mut chain = chain::arguments(&self.chain, &self.disk, self.folder.path())?;
-        if self.ends_at_reset {
-            chain.push("-no-reboot".into());
-        }
+        let chain = chain::arguments(&self.chain, &self.disk, self.folder.path())?;
         let drive = Drive {
             image: self.disk.path().to_owned(),
             log: self.log.clone(),
@@ -302,8 +292,7 @@ impl Machine {
         Ok(self.console.text()?.matches(&words).count())
     }
 
-    /// How often it has been through its firmware since it was switched on, where that
-    /// is this process ([`Chain::Host`]).
+    /// How often it has been through its firmware again since it was switched on.
     #[must_use]
     pub fn resets(&self) -> usize {
         self.resets

@@ -38,7 +38,16 @@ impl Qemu {
         command
             .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
             .args(["-machine", "q35,accel=tcg", "-cpu", "max", "-m", "640"])
-            .args(["-nodefaults", "-no-user-config", "-display", "none"])
+            // A reset is the end of the process. QEMU can reset itself, but is then
+            // slow for a minute: each write to memory that has held code is a special
+            // case for its translator.
+            .args([
+                "-nodefaults",
+                "-no-user-config",
+                "-display",
+                "none",
+                "-no-reboot",
+            ])
             .arg("-netdev")
             .arg(format!(
                 "user,id=net,hostfwd=tcp:127.0.0.1:{shell}-:{SHELL_PORT}"
