@@ -168,7 +168,7 @@ const LARGEST: usize = 1 << 20;
 struct Collector<'a> {
     image: &'a [u8],
     blocks: BTreeMap<u64, CompressedBlock>,
-    /// Bytes that may still be decoded.
+    /// Bytes that may still be read or decoded.
     budget: u64,
     /// Blocks that may still be looked at.
     attempts: u64,
@@ -200,14 +200,14 @@ impl<'a> Collector<'a> {
         if self.blocks.contains_key(&offset) {
             return None;
         }
-        self.budget = self.budget.checked_sub(length)?;
+        self.spend(length)?;
         let stored = bytes::slice(self.image, offset, length)?;
         let Ok(plain) = codec.decode(stored, limit) else {
             // It may have failed at the very end.
             self.budget = self.budget.saturating_sub(bytes::size(limit));
             return None;
         };
-        self.budget = self.budget.checked_sub(bytes::size(plain.len()))?;
+        self.spend(bytes::size(plain.len()))?;
         let block = CompressedBlock {
             offset,
             length: u32::try_from(length).ok()?,
@@ -221,6 +221,12 @@ impl<'a> Collector<'a> {
         }
         self.blocks.insert(offset, block);
         Some(plain)
+    }
+
+    /// Takes `length` bytes of work from what there may be, if there is as much.
+    fn spend(&mut self, length: u64) -> Option<()> {
+        self.budget = self.budget.checked_sub(length)?;
+        Some(())
     }
 
     /// Notes what comes after a block in its file.

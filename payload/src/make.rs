@@ -112,6 +112,16 @@ pub enum MakeError {
         /// The cause.
         source: io::Error,
     },
+    /// An operation could not be compressed, or came out as no machine would take it.
+    #[error("make the operation for {what} at offset {offset}")]
+    Operation {
+        /// "image", "kernel" or "partition".
+        what: &'static str,
+        /// Where it starts there, in bytes.
+        offset: u64,
+        /// The cause.
+        source: io::Error,
+    },
     /// Reading the blobs of a draft back failed.
     #[error("read data of the payload at offset {offset}")]
     ReadBlobs {

@@ -20,8 +20,9 @@ use payload::make::delta::Delta;
 use payload::make::{Parts, Profile, Scratch};
 use payload::recompress::Encoders;
 use payload::{
-    Event, Extent, Image, Limits, PayloadError, PayloadStream, PendingOperation, ResumePoint,
-    Sources, Targets, Trust, apply, apply_payload, decode, verify_payload,
+    Event, Extent, Image, Limits, Operation, OperationKind, PayloadError, PayloadStream,
+    PendingOperation, ResumePoint, Sources, Targets, Trust, apply, apply_payload, decode,
+    verify_payload,
 };
 
 const BLOCK: usize = 4096;
@@ -352,6 +353,34 @@ fn build(tree: &Tree, tool: &str, options: &[&str]) -> Option<Vec<u8>> {
             None
         }
     }
+}
+
+/// A machine that lacks an encoder refuses a payload that names it.
+#[test]
+fn an_encoder_that_no_operation_needs_is_not_named() {
+    let mut random = Random::new(77);
+    let options = ["-comp", "xz", "-b", "1M"];
+    let image = |content| {
+        let tree = BTreeMap::from([("file".to_owned(), content)]);
+        build(&tree, "mksquashfs", &options)
+    };
+    let noise = random.noise(200_000);
+    // Only xz makes much of it, so that it stays as it is stored.
+    let code = random.code(2 << 20);
+    let Some((old, new)) = image(noise).zip(image(code)) else {
+        return;
+    };
+    let payload = make(&old, &new, Profile::V2, 2);
+    assert!(applied(&payload, &old) == new);
+    let verified = verify_payload(&mut Cursor::new(&payload), &anyone(), &mut |_| ()).unwrap();
+    let manifest = verified.manifest();
+    let is_plain = |operation: &Operation| operation.kind == OperationKind::ReplaceZstd;
+    assert!(
+        manifest
+            .operations()
+            .all(|(_, operation)| is_plain(operation))
+    );
+    assert_eq!(manifest.encoders.len(), 0);
 }
 
 /// Two releases, or none when the tool is not there.

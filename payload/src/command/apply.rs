@@ -69,6 +69,8 @@ pub(crate) struct Apply {
 
 impl Apply {
     pub(crate) fn run(self) -> Result<()> {
+        NamedFile::check_distinct(&self.target_partition, "--target-partition")?;
+        NamedFile::check_distinct(&self.old_partition, "--old-partition")?;
         let trust = self.trust.load()?;
         let (mut file, size) = files::open(&self.file)?;
         let bar = progress("verify", size);

@@ -110,6 +110,8 @@ enum Format {
 impl Generate {
     pub(crate) fn run(self) -> Result<()> {
         let profile = self.profile()?;
+        NamedFile::check_distinct(&self.partition, "--partition")?;
+        NamedFile::check_distinct(&self.old_partition, "--old-partition")?;
         let mut release = self.facts.release()?;
         let keys = keys::private(&self.private_key)?;
         let (image, _) = files::open(&self.new)?;

@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+use anyhow::{Result, bail};
+use payload::Target;
+
 /// A partition's name, and the file that holds it or shall hold it.
 #[derive(Clone, Debug)]
 pub(super) struct NamedFile {
@@ -10,18 +13,33 @@ pub(super) struct NamedFile {
 }
 
 impl NamedFile {
-    /// Reads `NAME=FILE`. Which names there may be is for the manifest to say.
+    /// Reads `NAME=FILE`.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
-        match text.split_once('=') {
-            Some((name, path)) if !name.is_empty() && !path.is_empty() => Ok(Self {
+        let (name, path) = text
+            .split_once('=')
+            .filter(|(name, path)| !name.is_empty() && !path.is_empty())
+            .ok_or("give the name of the partition and a file, as oem=oem.img")?;
+        match Target::of_name(name) {
+            Some(Target::Named(_)) => Ok(Self {
                 name: name.to_owned(),
                 path: path.into(),
             }),
-            _ => Err("give the name of the partition and a file, as oem=oem.img".to_owned()),
+            Some(_) => Err(format!("{name} has an option of its own")),
+            None => Err(format!("{name:?} is no name of a partition")),
         }
     }
 
-    /// The one of this name; of two the first.
+    /// Refuses files of which two have one name; `option` is where they come from.
+    pub(super) fn check_distinct(files: &[Self], option: &str) -> Result<()> {
+        for (index, Self { name, .. }) in files.iter().enumerate() {
+            if Self::find(&files[..index], name).is_some() {
+                bail!("{option} {name}=... is given twice");
+            }
+        }
+        Ok(())
+    }
+
+    /// The one of this name.
     pub(super) fn find<'a>(files: &'a [Self], name: &str) -> Option<&'a Self> {
         files.iter().find(|file| file.name == name)
     }

@@ -144,7 +144,12 @@ impl<'a> Reader<'a> {
             block_bits,
             inodes: u64::from(field(40)?) << block_bits,
             features,
-            settings: Settings::read(image, features, block_bits).ok_or_else(ended)?,
+            settings: Settings::read(image, features, block_bits).ok_or_else(|| {
+                fault(
+                    "settings of compressors cut short or out of range",
+                    SUPERBLOCK,
+                )
+            })?,
             largest_lzma: 0,
             left,
             seen: BTreeSet::new(),
@@ -285,6 +290,8 @@ impl<'a> Reader<'a> {
             return None;
         }
         let stored = bytes::slice(self.image, place, length)?;
+        // Many extents may name one cluster, and all of it may be zeros.
+        self.collector.spend(length)?;
         let zeros = bytes::size(stored.iter().position(|byte| *byte != 0)?);
         // Where parts of a cluster are shared, it holds more than the extent; lzma
         // decodes from the extent that has all of it.

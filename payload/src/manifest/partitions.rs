@@ -41,10 +41,10 @@ impl Validator<'_> {
             ));
         }
         for (number, encoder) in message.encoders.iter().enumerate() {
-            if encoder.is_empty() || encoder.len() > MOST_ENCODER_BYTES {
+            if !is_name(encoder, MOST_ENCODER_BYTES) {
                 return Err(refused(
                     &format!("encoders[{number}]"),
-                    format!("a name has 1 to {MOST_ENCODER_BYTES} bytes"),
+                    format!("a name has 1 to {MOST_ENCODER_BYTES} printing ASCII characters"),
                 ));
             }
         }
@@ -235,18 +235,29 @@ impl Validator<'_> {
 
 fn target(place: &str, update: &wire::PartitionUpdate) -> Result<Target, PayloadError> {
     let name = update.partition_name.as_deref().unwrap_or_default();
-    let printable = name
-        .bytes()
-        .all(|byte| byte.is_ascii_graphic() && byte != b'/');
-    if name.is_empty() || name.len() > MOST_NAME_BYTES || !printable || name.starts_with('.') {
-        return Err(refused(
+    Target::of_name(name).ok_or_else(|| {
+        refused(
             &format!("{place}.partition_name"),
             format!("{name:?} is no name of a partition"),
-        ));
-    }
-    Ok(match name {
-        USR => Target::Partition,
-        KERNEL => Target::Kernel,
-        other => Target::Named(Arc::from(other)),
+        )
     })
+}
+
+impl Target {
+    /// What version 2 calls by this name. None for what is no name: one is no path and
+    /// says nothing to a terminal.
+    #[must_use]
+    pub fn of_name(name: &str) -> Option<Self> {
+        match name {
+            USR => Some(Self::Partition),
+            KERNEL => Some(Self::Kernel),
+            _ if !is_name(name, MOST_NAME_BYTES) => None,
+            _ if name.contains('/') || name.starts_with('.') => None,
+            _ => Some(Self::Named(Arc::from(name))),
+        }
+    }
+}
+
+fn is_name(text: &str, most: usize) -> bool {
+    (1..=most).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }

@@ -117,7 +117,8 @@ impl Encoders {
             .collect()
     }
 
-    /// The encoder of a spec, if its version is at hand. Asking again gives the same.
+    /// The encoder of a spec, if its version is at hand. Asking again gives the same,
+    /// until [`Encoders::forget`].
     #[must_use]
     pub fn get(&self, spec: &EncoderSpec) -> Option<Arc<dyn Encoder>> {
         let mut made = lock(&self.made);
@@ -127,6 +128,12 @@ impl Encoders {
         let encoder = self.make(spec)?;
         made.insert(spec.clone(), Arc::clone(&encoder));
         Some(encoder)
+    }
+
+    /// Gives up what encoders keep between blocks, which is many MiB of some. Those that
+    /// somebody still holds go on.
+    pub fn forget(&self) {
+        lock(&self.made).clear();
     }
 
     /// The encoders that a manifest names, in its order.
@@ -466,6 +473,17 @@ mod tests {
                 .strip_prefix(name)
                 .is_some_and(|rest| rest.starts_with('/'))
         }));
+    }
+
+    #[test]
+    fn an_encoder_is_kept_until_it_is_forgotten() {
+        let encoders = Encoders::carried();
+        let spec = &encoders.versions(&zstd(3))[0];
+        let first = encoders.get(spec).unwrap();
+        assert!(Arc::ptr_eq(&first, &encoders.get(spec).unwrap()));
+        encoders.forget();
+        assert_eq!(Arc::strong_count(&first), 1);
+        assert!(!Arc::ptr_eq(&first, &encoders.get(spec).unwrap()));
     }
 
     #[test]

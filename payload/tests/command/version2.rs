@@ -179,12 +179,12 @@ fn further_partitions_that_cannot_be_are_refused() {
             "--partition needs format version 2; leave out --format v1",
         ),
         (
-            "--partition usr=vmlinuz",
-            "partitions[1].partition_name: a second update of the partition",
+            "--partition oem=vmlinuz --partition oem=new.img",
+            "--partition oem=... is given twice",
         ),
         (
-            "--partition a/b=vmlinuz",
-            "partitions[1].partition_name: \"a/b\" is no name of a partition",
+            "--old new.img --partition a=vmlinuz --old-partition a=new.img --old-partition a=new.img",
+            "--old-partition a=... is given twice",
         ),
         (
             "--old new.img --partition a=vmlinuz --old-partition b=vmlinuz",
@@ -194,9 +194,17 @@ fn further_partitions_that_cannot_be_are_refused() {
         let stderr = bench.refused(&format!("generate --new new.img {arguments} --out o"));
         assert!(stderr.contains(reason), "{stderr}");
     }
-    let outcome = bench.payload("generate --new new.img --partition oem --out o");
-    assert_eq!(outcome.status, Some(2), "{outcome:?}");
-    assert!(outcome.stderr.contains("as oem=oem.img"), "{outcome:?}");
+    for (partition, reason) in [
+        ("oem", "as oem=oem.img"),
+        ("usr=vmlinuz", "usr has an option of its own"),
+        ("kernel=vmlinuz", "kernel has an option of its own"),
+        ("a/b=vmlinuz", "\"a/b\" is no name of a partition"),
+    ] {
+        let arguments = format!("generate --new new.img --partition {partition} --out o");
+        let outcome = bench.payload(&arguments);
+        assert_eq!(outcome.status, Some(2), "{outcome:?}");
+        assert!(outcome.stderr.contains(reason), "{outcome:?}");
+    }
     assert!(!bench.exists("o"));
 }
 

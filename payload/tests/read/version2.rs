@@ -399,7 +399,7 @@ fn hostile_manifests_are_refused_with_the_place() {
         ),
         (
             more(Message::new().bytes(201, b"")),
-            "manifest: encoders[0]: a name has 1 to 128 bytes".to_owned(),
+            "manifest: encoders[0]: a name has 1 to 128 printing ASCII characters".to_owned(),
         ),
         (
             more(Message::new().message(200, Message::new().bytes(3, &[b'1'; 257]))),

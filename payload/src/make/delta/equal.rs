@@ -5,8 +5,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
 
-use super::{BLOCK, IMAGE, MakeError, read};
-use crate::Image;
+use super::{BLOCK, MakeError, NewImage};
 use crate::extent::size;
 
 /// A run of blocks of the new image whose content is known.
@@ -72,14 +71,14 @@ impl Claim {
 ///
 /// # Errors
 /// [`MakeError::ReadSource`].
-pub(super) fn claims(old: &[u8], new: &dyn Image) -> Result<Vec<Claim>, MakeError> {
+pub(super) fn claims(old: &[u8], new: NewImage) -> Result<Vec<Claim>, MakeError> {
     /// Bytes read at a time.
     const PIECE: u64 = 4 << 20;
 
     let mut runs = Runs::new(old);
     let mut offset = 0;
     while offset < new.len() {
-        let piece = read(new, IMAGE, offset, PIECE.min(new.len() - offset))?;
+        let piece = new.read(offset, PIECE.min(new.len() - offset))?;
         for block in piece.chunks_exact(BLOCK) {
             runs.push(block);
         }
@@ -182,6 +181,7 @@ fn is_zero(block: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Image;
     use std::io;
 
     struct Memory(Vec<u8>);
@@ -199,6 +199,13 @@ mod tests {
 
         fn write_at(&self, _: u64, _: &[u8]) -> io::Result<()> {
             Err(io::ErrorKind::Unsupported.into())
+        }
+    }
+
+    fn image(image: &Memory) -> NewImage<'_> {
+        NewImage {
+            what: "image",
+            image,
         }
     }
 
@@ -227,7 +234,7 @@ mod tests {
                 .chain(30..40),
         );
         assert_eq!(
-            claims(&old, &Memory(new)).unwrap(),
+            claims(&old, image(&Memory(new))).unwrap(),
             [
                 claim(0..40, Some(60)),
                 claim(43..63, Some(0)),

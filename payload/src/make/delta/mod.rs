@@ -94,6 +94,10 @@ impl Delta<'_> {
         progress: &mut dyn FnMut(u64),
     ) -> Result<(PreparedPart, Findings), MakeError> {
         // One image in memory at a time; of the new one only windows from then on.
+        let new_image = NewImage {
+            what: self.what,
+            image: self.new,
+        };
         let new_bytes = read_all(self.new, self.what)?;
         if new_bytes.is_empty() {
             return Err(MakeError::EmptySource { what: self.what });
@@ -111,17 +115,23 @@ impl Delta<'_> {
         };
         let old = self.old.map(|_| info(&old_bytes));
         let found_old = self.look(&old_bytes);
-        let claims = equal::claims(&old_bytes, self.new)?;
+        let claims = equal::claims(&old_bytes, new_image)?;
         let room = MOST_ENCODERS.saturating_sub(names.len());
-        let recoding =
-            Recoding::plan(found_old, found_new, &claims, self.new, self.encoders, room)?;
+        let recoding = Recoding::plan(
+            found_old,
+            found_new,
+            &claims,
+            new_image,
+            self.encoders,
+            room,
+        )?;
         let claims = recoding.give_back(claims);
         let windows = window::windows(new_length, &claims, &recoding);
         let space = Space::new(old_bytes, &recoding, &claims);
 
         let maker = Maker {
             space: &space,
-            new: self.new,
+            new: new_image,
             recoding: &recoding,
             first_encoder: names.len(),
             standard: self.profile == Profile::V2Aosp,
@@ -130,6 +140,7 @@ impl Delta<'_> {
         let mut operations = Vec::new();
         let mut done = 0;
         let mut reproduced = Reproduced::default();
+        let mut last_encoder = None;
         in_order(
             self.threads,
             || Ok(steps.pop_front()),
@@ -148,6 +159,7 @@ impl Delta<'_> {
                     });
                 }
                 reproduced.add(&made.reproduced);
+                last_encoder = last_encoder.max(made.last_encoder);
                 done += made.bytes;
                 progress(done);
                 Ok::<(), MakeError>(())
@@ -164,7 +176,9 @@ impl Delta<'_> {
             new,
             operations,
         };
-        names.extend(recoding.encoder_names());
+        // A machine without an encoder refuses the payload, so none is named in vain.
+        let named = last_encoder.map_or(0, |last| last + 1 - names.len());
+        names.extend(recoding.encoder_names().take(named));
         Ok((part, findings))
     }
 
@@ -190,6 +204,8 @@ struct Made {
     /// Bytes of the new image that they write.
     bytes: u64,
     reproduced: Reproduced,
+    /// The last in the manifest's list of encoders that they name.
+    last_encoder: Option<usize>,
 }
 
 impl Made {
@@ -206,6 +222,7 @@ impl Made {
             operations: vec![(kind, destination, None)],
             bytes: size(claim.target.len()),
             reproduced: Reproduced::default(),
+            last_encoder: None,
         }
     }
 }
@@ -235,6 +252,24 @@ fn info(bytes: &[u8]) -> ImageInfo {
     ImageInfo {
         size: size(bytes.len()),
         sha256: Sha256::digest(bytes).into(),
+    }
+}
+
+/// The image that is made, read in pieces.
+#[derive(Clone, Copy)]
+struct NewImage<'a> {
+    /// What it is in errors.
+    what: &'static str,
+    image: &'a dyn Image,
+}
+
+impl NewImage<'_> {
+    fn len(&self) -> u64 {
+        self.image.len()
+    }
+
+    fn read(&self, offset: u64, length: u64) -> Result<Vec<u8>, MakeError> {
+        read(self.image, self.what, offset, length)
     }
 }
 

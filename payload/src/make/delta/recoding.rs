@@ -13,8 +13,7 @@ use sha2::{Digest, Sha256};
 use rayon::prelude::*;
 
 use super::equal::Claim;
-use super::{IMAGE, MakeError, read};
-use crate::Image;
+use super::{MakeError, NewImage};
 use crate::extent::size;
 use crate::filesystem::{self, CompressedBlock, Fault, Layout};
 use crate::recompress::{EncoderSpec, Encoders, Library, Method, Sample};
@@ -126,7 +125,7 @@ impl<'a> Recoding<'a> {
         old: Found,
         new: Found,
         claims: &[Claim],
-        new_image: &dyn Image,
+        new_image: NewImage,
         encoders: &'a Encoders,
         most_encoders: usize,
     ) -> Result<Self, MakeError> {
@@ -149,9 +148,8 @@ impl<'a> Recoding<'a> {
     }
 
     /// Fills `specs` and `tried` from samples, the lists of most blocks first, up to
-    /// `most` encoders. Each makes a sample that none before it made, so none is named
-    /// in the payload that is not needed.
-    fn choose_encoders(&mut self, image: &dyn Image, most: usize) -> Result<(), MakeError> {
+    /// `most` encoders. Each makes a sample that none before it made.
+    fn choose_encoders(&mut self, image: NewImage, most: usize) -> Result<(), MakeError> {
         let mut lists = vec![Vec::new(); self.new.layout.candidates.len()];
         for index in &self.changed {
             lists[self.new.layout.blocks[*index].hint].push(*index);
@@ -182,7 +180,7 @@ impl<'a> Recoding<'a> {
         &mut self,
         hint: usize,
         blocks: &[usize],
-        image: &dyn Image,
+        image: NewImage,
         most: usize,
     ) -> Result<(), MakeError> {
         let layout = &self.new.layout;
@@ -305,8 +303,9 @@ impl<'a> Recoding<'a> {
         })
     }
 
-    pub(super) fn encoder_names(&self) -> Vec<String> {
-        self.specs.iter().map(ToString::to_string).collect()
+    /// All encoders in use, as manifests name them.
+    pub(super) fn encoder_names(&self) -> impl Iterator<Item = String> {
+        self.specs.iter().map(ToString::to_string)
     }
 
     pub(super) fn filesystems(&self) -> [Option<&'static str>; 2] {
@@ -347,14 +346,14 @@ pub(super) fn decode_stored(stored: &[u8], block: &CompressedBlock) -> Option<Ve
 }
 
 /// A block of the new image as it is stored.
-pub(super) fn stored(image: &dyn Image, block: &CompressedBlock) -> Result<Vec<u8>, MakeError> {
-    read(image, IMAGE, block.offset, block.length.into())
+pub(super) fn stored(image: NewImage, block: &CompressedBlock) -> Result<Vec<u8>, MakeError> {
+    image.read(block.offset, block.length.into())
 }
 
 /// At most `wanted` bytes that follow a block of the new image in its file.
 pub(super) fn ahead(
     layout: &Layout,
-    image: &dyn Image,
+    image: NewImage,
     block: &CompressedBlock,
     wanted: usize,
 ) -> Result<Vec<u8>, MakeError> {
@@ -364,7 +363,7 @@ pub(super) fn ahead(
         |block| Ok(decode_stored(&stored(image, block)?, block)),
         |offset, length| {
             let left = image.len().saturating_sub(offset);
-            read(image, IMAGE, offset, size(length).min(left))
+            image.read(offset, size(length).min(left))
         },
     )
 }

@@ -7,25 +7,18 @@ use qbsdiff::Bsdiff;
 use sha2::{Digest, Sha256};
 
 use crate::extent::size;
-use crate::make::{Blocks, MakeError, PreparedKind, PreparedSource};
+use crate::make::{Blocks, PreparedKind, PreparedSource};
 
 /// Whichever of the two is smaller. `source` holds the bytes of `blocks`.
 pub(super) fn operation(
     result: Vec<u8>,
     source: &[u8],
     blocks: Vec<Blocks>,
-) -> Result<(PreparedKind, Vec<u8>), MakeError> {
-    let failed = |source| MakeError::Scratch {
-        operation: "compress for",
-        offset: 0,
-        source,
-    };
-    let packed = xz(&result).map_err(failed)?;
+) -> io::Result<(PreparedKind, Vec<u8>)> {
+    let packed = xz(&result)?;
     if !source.is_empty() {
         let mut patch = Vec::new();
-        Bsdiff::new(source, &result)
-            .compare(io::Cursor::new(&mut patch))
-            .map_err(failed)?;
+        Bsdiff::new(source, &result).compare(io::Cursor::new(&mut patch))?;
         if patch.len() < packed.len() {
             let sha256 = Sha256::digest(source).into();
             let length = size(result.len());

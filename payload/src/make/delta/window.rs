@@ -2,6 +2,7 @@
 //! be too large for one.
 
 use std::collections::HashMap;
+use std::io;
 use std::ops::Range;
 
 use sha2::{Digest, Sha256};
@@ -10,8 +11,7 @@ use super::matching::{self, Copy};
 use super::recoding::{self, Recoding, Reproduced, decode_stored, length, range};
 use super::space::Space;
 use super::standard;
-use super::{BLOCK, IMAGE, Made, WINDOW, blocks, read};
-use crate::Image;
+use super::{BLOCK, Made, NewImage, WINDOW, blocks};
 use crate::Limits;
 use crate::delta::{Delta, MOST_PARTS, MOST_PLAIN, MOST_SOURCE, Piece, SourceBlock};
 use crate::extent::size;
@@ -140,7 +140,7 @@ impl Windows {
 /// Makes operations out of windows.
 pub(super) struct Maker<'a> {
     pub(super) space: &'a Space,
-    pub(super) new: &'a dyn Image,
+    pub(super) new: NewImage<'a>,
     pub(super) recoding: &'a Recoding<'a>,
     /// Where its encoders start in the manifest's list.
     pub(super) first_encoder: usize,
@@ -210,11 +210,20 @@ impl Maker<'_> {
         let ranges = window.ranges();
         let destination: Vec<Blocks> = ranges.iter().map(blocks).collect();
         let reproduced = opened.reproduced;
-        let (kind, blob) = self.operation(opened, &copies, &source, &ranges)?;
+        let last_encoder = opened.last_encoder();
+        let (kind, blob) = self
+            .operation(opened, &copies, &source, &ranges)
+            .map_err(|source| MakeError::Operation {
+                what: self.new.what,
+                offset: size(window.start()),
+                source,
+            })?;
+        let encodes = matches!(kind, PreparedKind::Recompress { .. });
         Ok(Made {
             operations: vec![(kind, destination, Some(blob))],
             bytes,
             reproduced,
+            last_encoder: last_encoder.filter(|_| encodes),
         })
     }
 
@@ -223,6 +232,7 @@ impl Maker<'_> {
         made.operations.extend(rest.operations);
         made.bytes += rest.bytes;
         made.reproduced.add(&rest.reproduced);
+        made.last_encoder = made.last_encoder.max(rest.last_encoder);
         Ok(made)
     }
 
@@ -279,7 +289,7 @@ impl Maker<'_> {
     }
 
     fn read(&self, range: Range<usize>) -> Result<Vec<u8>, MakeError> {
-        read(self.new, IMAGE, size(range.start), size(range.len()))
+        self.new.read(size(range.start), size(range.len()))
     }
 
     fn operation(
@@ -288,20 +298,12 @@ impl Maker<'_> {
         copies: &[Copy],
         source: &Sources,
         ranges: &[Range<usize>],
-    ) -> Result<(PreparedKind, Vec<u8>), MakeError> {
-        let failed = |source| MakeError::Scratch {
-            operation: "compress for",
-            offset: 0,
-            source,
-        };
+    ) -> io::Result<(PreparedKind, Vec<u8>)> {
         let window = Bytes {
             skip: size(ranges.first().map_or(0, |range| range.start % BLOCK)),
             length: size(opened.result.len()),
         };
-        let recompressed = opened
-            .pieces
-            .iter()
-            .any(|piece| matches!(piece, Piece::Encoded { .. }));
+        let recompressed = opened.last_encoder().is_some();
         let bytes = source.bytes(self.space);
         if self.standard {
             return standard::operation(
@@ -320,16 +322,16 @@ impl Maker<'_> {
             crc: crc32fast::hash(&opened.result),
         };
         drop(whole);
-        let blob = delta.to_bytes().map_err(failed)?;
+        let blob = delta.to_bytes()?;
         // Rather no payload than one that no machine applies.
-        Delta::parse(&blob).map_err(|cause| failed(std::io::Error::other(cause)))?;
+        Delta::parse(&blob).map_err(io::Error::other)?;
         let end = usize::try_from(self.new.len()).unwrap_or(usize::MAX);
         let whole_blocks = window.skip == 0
             && ranges
                 .iter()
                 .all(|range| range.len() % BLOCK == 0 || range.end == end);
         if whole_blocks && blob.len() > opened.result.len() / 4 {
-            let packed = zstd::bulk::compress(&opened.result, REPLACE_LEVEL).map_err(failed)?;
+            let packed = zstd::bulk::compress(&opened.result, REPLACE_LEVEL)?;
             if packed.len() <= blob.len() {
                 return Ok((PreparedKind::ReplaceZstd, packed));
             }
@@ -363,6 +365,15 @@ const LARGE: usize = 20 << 20;
 const REPLACE_LEVEL: i32 = 19;
 
 impl Opened {
+    /// The last in the manifest's list of encoders that its pieces name.
+    fn last_encoder(&self) -> Option<usize> {
+        let encoders = self.pieces.iter().filter_map(|piece| match piece {
+            Piece::Encoded { encoder, .. } => Some(*encoder),
+            Piece::Plain { .. } | Piece::Hidden { .. } => None,
+        });
+        encoders.max()
+    }
+
     fn of(segments: Vec<Recoded>, first_encoder: usize) -> Self {
         let mut opened = Self {
             plain: Vec::new(),
@@ -703,6 +714,7 @@ mod tests {
         assert_eq!(opened.plain, b"abcdefghxyzijklkLmnop");
         assert_eq!(opened.result.len(), 6 * 6 + 3);
         assert_eq!(opened.reproduced.good_blocks, 6);
+        assert_eq!(opened.last_encoder(), Some(12));
     }
 
     #[test]
