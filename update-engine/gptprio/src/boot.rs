@@ -3,16 +3,19 @@
 //! ```text
 //!   read the table ─▶ repair a broken copy ─▶ choose a slot ◀───────────────┐
 //!                                                  │                        │ next slot,
-//!                                  find, check, stage its kernel ──fails──▶ │ try spent
-//!                                                  │                        │
 //!                                       spend its try, synced ──fails──▶ tries do not count
 //!                                                  │                        │ any more
+//!                                  find, check, stage its kernel ──fails──▶ │ next slot
+//!                                                  │                        │
 //!                                                start ──comes back──▶ next slot
 //! ```
 //!
 //! [`boot`] decides, a [`Machine`] does: a first process of Linux with kexec, or a
 //! program of the firmware. Neither resets the machine; the end without a kernel is a
 //! [`Rescue`].
+//!
+//! The try is spent first: a kernel may take the machine down while it is read, and the
+//! next boot must not do the same again.
 //!
 //! Each slot is given up after one attempt, so that a boot ends after as many attempts
 //! as there are slots and costs no slot more than one try.
@@ -178,12 +181,11 @@ impl<M: Machine> Boot<'_, M> {
             self.warn_of_last_resort(selection);
         }
         let before = gpt.partition(slot.number).ok()?.attributes;
-        let staged = self.stage(slot, letter);
-        let is_spent = self.spend_try(gpt, selection, letter);
-        let (kernel, staged) = match staged {
-            // Without the try the kernel is taken back; the next round finds this slot
-            // again if it may start all the same.
-            Ok(_) if !is_spent => return None,
+        if !self.spend_try(gpt, selection, letter) {
+            // The next round finds this slot again if it may start all the same.
+            return None;
+        }
+        let (kernel, staged) = match self.stage(slot, letter) {
             Ok(staged) => staged,
             Err(reason) => {
                 self.give_up(slot, letter, reason);

@@ -22,6 +22,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use crate::device::{BlockDevice, DeviceError};
+use crate::guid::EFI_SYSTEM_TYPE;
 use crate::{Attributes, Change, Guid};
 
 use entries::Entries;
@@ -169,6 +170,15 @@ impl Gpt {
             .ok_or(GptError::NoSuchPartition { number })
     }
 
+    /// The partition that boot selectors read kernels from: the first EFI system partition,
+    /// otherwise the first one labelled [`BOOT_LABEL`].
+    pub fn boot_partition(&self) -> Option<Partition> {
+        let by_type = |partition: &Partition| partition.type_guid == EFI_SYSTEM_TYPE;
+        let by_label = |partition: &Partition| partition.name == BOOT_LABEL;
+        let boot = self.partitions().find(by_type);
+        boot.or_else(|| self.partitions().find(by_label))
+    }
+
     /// The partitions of one type, in the order of their numbers.
     pub fn slots(&self, type_guid: Guid) -> Vec<Partition> {
         self.partitions()
@@ -276,6 +286,9 @@ impl Gpt {
     }
 }
 
+/// Label of a boot partition that has not the type of one.
+pub const BOOT_LABEL: &str = "EFI-SYSTEM";
+
 /// Both copies as they lie on the disk.
 struct OnDisk {
     sectors: u64,
@@ -311,22 +324,15 @@ impl OnDisk {
         })
     }
 
-    /// The backup lies where a valid primary header says. Without one it should lie at
-    /// the end, but a disk image that has grown still has it where the broken header
-    /// says.
+    /// The backup lies where the primary header says, even a broken one: a disk image that
+    /// was written over a larger one may have a table of that at the end. When there is
+    /// none it should lie at the end.
     fn read_backup(device: &dyn BlockDevice, primary: &Found, sectors: u64) -> Found {
         let read = |lba| Found::read(device, TableCopy::Backup, lba, sectors);
-        let claimed = primary.claims.map(|claims| claims.alternate_lba);
-        let at_end = sectors.saturating_sub(1);
-        match claimed {
-            Some(claimed) if primary.header_is_valid => read(claimed),
-            _ => match (read(at_end), claimed.map(read)) {
-                (Found { table: Err(_), .. }, Some(elsewhere)) if elsewhere.table.is_ok() => {
-                    elsewhere
-                }
-                (at_end, _) => at_end,
-            },
-        }
+        let claimed = primary.claims.map(|claims| read(claims.alternate_lba));
+        claimed
+            .filter(|found| primary.header_is_valid || found.table.is_ok())
+            .unwrap_or_else(|| read(sectors.saturating_sub(1)))
     }
 
     /// The copy to believe: Linux and firmware prefer the primary, and so do we.

@@ -12,6 +12,14 @@ pub const USR_TYPE: Guid = Guid::from_fields(
     [0xaa, 0x5e, 0x0d, 0x9a, 0x20, 0xb7, 0x45, 0xa6],
 );
 
+/// Type of the EFI system partition (UEFI 2.10, §5.3.3).
+pub(crate) const EFI_SYSTEM_TYPE: Guid = Guid::from_fields(
+    0xc12a_7328,
+    0xf81f,
+    0x11d2,
+    [0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b],
+);
+
 /// A GUID as it lies on the disk.
 ///
 /// The first three fields are little-endian there while the text shows them big-endian

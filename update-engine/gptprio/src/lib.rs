@@ -51,7 +51,7 @@ pub use attributes::Attributes;
 pub use device::{BlockDevice, DeviceError, Region};
 #[cfg(feature = "std")]
 pub use file::{Access, FileDevice};
-pub use gpt::{CopyHealth, Damage, Gpt, GptError, Health, Partition, TableCopy};
+pub use gpt::{BOOT_LABEL, CopyHealth, Damage, Gpt, GptError, Health, Partition, TableCopy};
 pub use guid::{Guid, ParseGuidError, USR_TYPE};
 pub use letter::{Letter, ParseLetterError, letters};
 pub use slots::{

@@ -85,13 +85,16 @@ fn disk(slots: &[Slot]) -> FakeDisk {
     disk
 }
 
-/// A machine in memory. It looks at the medium when a kernel starts.
+/// A machine in memory. It looks at the medium when a kernel is looked for and when one
+/// starts: it may go down in either.
 struct Fake<'a> {
     disk: &'a FakeDisk,
     images: BTreeMap<u32, Image>,
     hashes: BTreeMap<u32, &'static str>,
     staged: Rc<Cell<u32>>,
     staging: u32,
+    /// Each search for a kernel: the slot, and all slots on the medium at that moment.
+    searches: Vec<(u32, Vec<Partition>)>,
     /// Each start: the slot, and all slots on the medium at that moment.
     starts: Vec<(u32, Vec<Partition>)>,
     command_line: String,
@@ -121,11 +124,17 @@ impl<'a> Fake<'a> {
             hashes: BTreeMap::new(),
             staged: Rc::default(),
             staging: 0,
+            searches: Vec::new(),
             starts: Vec::new(),
             command_line: String::new(),
             printed: Vec::new(),
             waits: Vec::new(),
         }
+    }
+
+    fn medium(&self) -> Vec<Partition> {
+        let medium = self.disk.after_power_cut(|_| false);
+        Gpt::read(&medium).unwrap().slots(USR_TYPE)
     }
 
     fn boot(&mut self) -> Result<u32, Rescue> {
@@ -145,6 +154,7 @@ impl Machine for Fake<'_> {
     type Started = u32;
 
     fn find_kernel(&mut self, slot: &Partition, letter: Letter) -> Result<Kernel, String> {
+        self.searches.push((slot.number, self.medium()));
         let image = self.images[&slot.number];
         if image == Image::Missing {
             return Err("no such file".to_owned());
@@ -173,9 +183,7 @@ impl Machine for Fake<'_> {
     }
 
     fn start(&mut self, staged: Staged) -> Result<u32, String> {
-        let medium = self.disk.after_power_cut(|_| false);
-        let slots = Gpt::read(&medium).unwrap().slots(USR_TYPE);
-        self.starts.push((staged.number, slots));
+        self.starts.push((staged.number, self.medium()));
         match self.images[&staged.number] {
             Image::ComesBack => Err("it came back".to_owned()),
             _ => Ok(staged.number),
@@ -222,13 +230,13 @@ fn check_boot(slots: &[Slot], disk: &FakeDisk) {
     };
     assert_eq!(machine.waits, waits, "{slots:?}");
 
-    // Attempted slots have paid one try, on the medium, before they started.
+    // Attempted slots have paid one try, on the medium, before their kernel was touched.
     let paid = |number: u32, slot: &Slot| {
         let is_attempted = attempted.iter().any(|(other, _)| *other == number);
         let tries = slot.tries.saturating_sub(u8::from(is_attempted));
         slot.attributes().with_tries(tries)
     };
-    for (started, medium) in &machine.starts {
+    for (started, medium) in machine.searches.iter().chain(&machine.starts) {
         let slot = medium.iter().find(|slot| slot.number == *started).unwrap();
         let before = slots[usize::try_from(started - FIRST_NUMBER).unwrap()];
         assert!(before.priority > 0);

@@ -245,6 +245,24 @@ fn the_backup_of_a_disk_that_has_grown_stays_in_its_place() {
     assert!(disk.to_bytes() == healthy);
 }
 
+/// As when an image is written over a larger system.
+#[test]
+fn a_strange_table_at_the_end_of_the_disk_does_not_replace_the_own_one() {
+    let own = two_slots(512);
+    let strange = Layout::empty().partition(1, "OTHER", USR_TYPE, 512, Attributes::default());
+    let disk = FakeDisk::new(512, own.len() + (1 << 20));
+    strange.write_to(&disk);
+    disk.write_at(0, &own.to_bytes()).unwrap();
+    let healthy = disk.to_bytes();
+    for broken in [512 + 60, 1024] {
+        flip(&disk, broken);
+        let mut gpt = Gpt::read(&disk).unwrap();
+        assert_eq!(gpt.slots(USR_TYPE).len(), 2);
+        gpt.write(&disk).unwrap();
+        assert!(disk.to_bytes() == healthy);
+    }
+}
+
 #[test]
 fn the_table_of_a_disk_that_was_cut_off_is_read_but_not_written() {
     let mut bytes = two_slots(512).to_bytes();

@@ -11,8 +11,14 @@ use crate::Guid;
 const SLOT: &str = "{usr}";
 const HASH: &str = "{usrhash}";
 
+/// Digits and dashes of a GUID.
+const GUID_LENGTH: usize = 36;
+
 /// Bytes that every architecture takes, its final zero not counted.
 const MAX_LENGTH: usize = 2047;
+
+/// Bytes that a selector may put ahead: the name of the initrd, for an EFI stub.
+const INITRD_LENGTH: usize = "initrd=\\flatcar\\initrd-a ".len();
 
 /// Words that a stage-0 got for itself: the next kernel has an initrd and a first
 /// process of its own.
@@ -24,7 +30,8 @@ const OF_STAGE_0: [&str; 3] = ["initrd", "BOOT_IMAGE", "rdinit"];
 pub struct CommandLine(String);
 
 impl CommandLine {
-    /// The line as an operator wrote it. An error, in words, when no kernel can take it.
+    /// The line as an operator wrote it. An error, in words, when no kernel can take it,
+    /// whatever the slot: such a line would stop all of them.
     pub fn new(text: &str) -> Result<Self, String> {
         if text
             .chars()
@@ -32,8 +39,19 @@ impl CommandLine {
         {
             return Err("has a control character in it".to_owned());
         }
-        too_long(text)?;
-        Ok(Self(text.to_owned()))
+        // Firmware has two bytes for each.
+        if text.chars().any(|letter| letter.len_utf16() > 1) {
+            return Err("has a letter in it that firmware does not know".to_owned());
+        }
+        let line = Self(text.to_owned());
+        let digits = |count| "0".repeat(count);
+        let longest = line.filled(&digits(GUID_LENGTH), Some(&digits(RootHash::DIGITS)));
+        match longest.len() + INITRD_LENGTH {
+            0..=MAX_LENGTH => Ok(line),
+            length => Err(format!(
+                "becomes {length} bytes long with all that is added, more than {MAX_LENGTH}"
+            )),
+        }
     }
 
     /// The line of a stage-0 without the words that were for itself: `initrd=`,
@@ -57,6 +75,22 @@ impl CommandLine {
     /// whoever asked for a verified system must not get another one, so the word is not
     /// just left out. Also when the line becomes too long.
     pub fn for_slot(&self, slot: Guid, hash: Option<&RootHash>) -> Result<String, String> {
+        if hash.is_none() && self.0.contains(HASH) {
+            return Err(format!(
+                "the command line has {HASH}, but the slot has no root hash"
+            ));
+        }
+        let hash = hash.map(ToString::to_string);
+        let line = self.filled(&slot.to_string(), hash.as_deref());
+        match line.len() {
+            0..=MAX_LENGTH => Ok(line),
+            length => Err(format!(
+                "the command line has {length} bytes, more than {MAX_LENGTH}"
+            )),
+        }
+    }
+
+    fn filled(&self, slot: &str, hash: Option<&str>) -> String {
         let Self(template) = self;
         let (for_kernel, for_init) = split(template);
         let mut words: Vec<_> = for_kernel.into_iter().map(str::to_owned).collect();
@@ -67,25 +101,11 @@ impl CommandLine {
             words.push(format!("usrhash={HASH}"));
         }
         words.extend(for_init.into_iter().map(str::to_owned));
-        let mut line = words.join(" ").replace(SLOT, &slot.to_string());
+        let line = words.join(" ").replace(SLOT, slot);
         match hash {
-            Some(hash) => line = line.replace(HASH, &hash.to_string()),
-            None if line.contains(HASH) => {
-                return Err(format!(
-                    "the command line has {HASH}, but the slot has no root hash"
-                ));
-            }
-            None => {}
+            Some(hash) => line.replace(HASH, hash),
+            None => line,
         }
-        too_long(&line)?;
-        Ok(line)
-    }
-}
-
-fn too_long(line: &str) -> Result<(), String> {
-    match line.len() {
-        0..=MAX_LENGTH => Ok(()),
-        length => Err(format!("has {length} bytes, more than {MAX_LENGTH}")),
     }
 }
 
@@ -163,11 +183,19 @@ mod tests {
     fn a_line_that_no_kernel_takes_is_refused() {
         assert!(line("a\nb", false).is_err());
         assert!(line("a\0b", false).is_err());
-        assert!(line(&"x".repeat(MAX_LENGTH + 1), false).is_err());
-        assert!(line(&"x".repeat(MAX_LENGTH), false).is_err());
-        let fits = "x".repeat(MAX_LENGTH - " usr=PARTUUID=".len() - GUID.len());
-        assert!(line(&fits, false).is_ok());
-        assert!(line(&"{usr}".repeat(400), false).is_err());
+        assert!(CommandLine::new("a=\u{ffe6}").is_ok());
+        assert!(CommandLine::new("a=\u{1f512}").is_err());
+        // What fits, fits with all that any slot adds.
+        let added = " usr=PARTUUID=".len() + GUID.len() + " usrhash=".len() + DIGITS.len();
+        let mut fits = "x".repeat(MAX_LENGTH - added - INITRD_LENGTH);
+        assert!(line(&fits, true).is_ok());
+        fits.push('x');
+        assert!(CommandLine::new(&fits).is_err());
+        let repeated = "{usrhash}".repeat(100);
+        assert!(repeated.len() < MAX_LENGTH && CommandLine::new(&repeated).is_err());
+        // One that was handed on is looked at when it is used.
+        let long = CommandLine::handed_on(&"x".repeat(MAX_LENGTH));
+        assert!(long.for_slot(GUID.parse().unwrap(), None).is_err());
     }
 
     #[test]

@@ -10,9 +10,6 @@ use alloc::string::String;
 use core::fmt;
 use core::str;
 
-/// Digits of a SHA-256.
-const DIGITS: usize = 64;
-
 /// Where an image build of Flatcar puts the digits into a kernel, in bytes from its
 /// start; `None` on architectures where it does not.
 const PLACE: Option<usize> = if cfg!(target_arch = "x86_64") {
@@ -28,8 +25,10 @@ const PLACE: Option<usize> = if cfg!(target_arch = "x86_64") {
 pub struct RootHash(String);
 
 impl RootHash {
+    /// Digits of a SHA-256.
+    pub(super) const DIGITS: usize = 64;
     /// Bytes from the start of a kernel that the hash can lie in.
-    pub const HEAD: usize = 0x200 + DIGITS;
+    pub const HEAD: usize = 0x200 + Self::DIGITS;
     /// Bytes to read of the file beside the kernel: more than the digits and the end of a
     /// line, so that what follows them is noticed.
     pub const MAX_FILE: usize = 128;
@@ -54,7 +53,7 @@ impl RootHash {
 
     fn baked_into(head: &[u8]) -> Option<Self> {
         let place = PLACE?;
-        Self::from_digits(head.get(place..place.checked_add(DIGITS)?)?)
+        Self::from_digits(head.get(place..place.checked_add(Self::DIGITS)?)?)
     }
 
     /// From a file with the digits and, perhaps, the end of a line.
@@ -67,7 +66,7 @@ impl RootHash {
     }
 
     fn from_digits(digits: &[u8]) -> Option<Self> {
-        if digits.len() != DIGITS || !digits.iter().all(u8::is_ascii_hexdigit) {
+        if digits.len() != Self::DIGITS || !digits.iter().all(u8::is_ascii_hexdigit) {
             return None;
         }
         let text = str::from_utf8(digits).ok()?;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use gptprio::boot::{Rescue, Settings, repair};
 use gptprio::machine::{Device, Root};
-use gptprio::{Access, FileDevice, Gpt, Guid, Partition};
+use gptprio::{Access, BOOT_LABEL, FileDevice, Gpt, Guid, Partition};
 use reread_partitions::reread;
 
 use crate::console;
@@ -19,14 +19,6 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// A disk is there a moment before its partitions are. Longer than that they are not
 /// waited for: perhaps the kernel does not see them at all.
 const SETTLING: Duration = Duration::from_secs(5);
-
-const EFI_SYSTEM: Guid = Guid::from_fields(
-    0xc12a_7328,
-    0xf81f,
-    0x11d2,
-    [0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b],
-);
-const EFI_SYSTEM_LABEL: &str = "EFI-SYSTEM";
 
 /// A disk with slots.
 #[derive(Debug)]
@@ -99,7 +91,7 @@ impl Disk {
         let end = Instant::now() + SETTLING;
         let slots = self.gpt.slots(slot_type);
         let are_there = || {
-            let boot = self.find_boot_partition();
+            let boot = self.gpt.boot_partition();
             let mut needed = slots.iter().chain(&boot);
             needed.all(|partition| self.node_of(partition).is_ok())
         };
@@ -108,23 +100,15 @@ impl Disk {
         }
     }
 
-    /// The node of the boot partition: the first EFI system partition, otherwise one
-    /// with its label.
+    /// The node of the boot partition.
     pub(crate) fn boot_partition(&self) -> Result<String, String> {
-        match self.find_boot_partition() {
+        match self.gpt.boot_partition() {
             Some(partition) => self.node_of(&partition),
             None => Err(format!(
-                "{} has neither an EFI system partition nor one labelled {EFI_SYSTEM_LABEL}",
+                "{} has neither an EFI system partition nor one labelled {BOOT_LABEL}",
                 self.node()
             )),
         }
-    }
-
-    fn find_boot_partition(&self) -> Option<Partition> {
-        let by_type = |partition: &Partition| partition.type_guid == EFI_SYSTEM;
-        let by_label = |partition: &Partition| partition.name == EFI_SYSTEM_LABEL;
-        let boot = self.gpt.partitions().find(by_type);
-        boot.or_else(|| self.gpt.partitions().find(by_label))
     }
 
     /// The node of a partition.
