@@ -130,8 +130,10 @@ async fn start(arguments: Arguments) -> Result<()> {
     };
     let metrics = Arc::new(Metrics::new());
     let needs_store = lock == Lock::Semaphore || held;
-    let store = open_store(&settings, needs_store, &metrics).await?;
     let host = host(&root, &settings, &bus, conf, &metrics, &identity)?;
+    // The machine may be reset at any moment, so before anything that takes long.
+    host.rebooter.recover().await;
+    let store = open_store(&settings, needs_store, &metrics).await?;
     let schedule = settings.schedule_of(&id);
     for line in schedule.describe() {
         info!("{line}");

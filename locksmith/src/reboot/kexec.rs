@@ -12,7 +12,8 @@
 //! The try is spent last before the shutdown and given back when there is none,
 //! so that a reboot through the firmware finds it unspent: the boot loader
 //! spends it itself, and a slot with one try would lose its only chance to two
-//! charges.
+//! charges. It is noted in memory before it is spent, so that also the daemon
+//! that comes after one that was killed gives it back.
 //!
 //! Once the shutdown goes on, nobody is left to give it back. A jump that fails
 //! ends in a reboot through the firmware, and the boot loader starts the old
@@ -25,16 +26,15 @@
 
 use std::ffi::{CString, NulError};
 use std::fmt;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use gptprio::boot::{Kernel, KernelFiles, words};
 use gptprio::machine::Root;
-use gptprio::{
-    Access, Attributes, Change, GptError, Guid, Letter, Partition, Selection, USR_TYPE, select,
-};
+use gptprio::{Access, Attributes, GptError, Guid, Letter, Partition, Selection, USR_TYPE, select};
 
 use super::slots::{SlotsError, SystemSlots, read_table};
 
@@ -42,6 +42,11 @@ use super::slots::{SlotsError, SystemSlots, read_table};
 const MAX_COMMAND_LINE: u64 = 16 << 10;
 /// A setting of the kernel is one short line.
 const MAX_SETTING: u64 = 4096;
+
+/// Where a spent try is noted. Any boot settles the question, so it may go with it.
+const NOTE: &str = "/run/locksmith/spent-try";
+/// A note is one short line.
+const MAX_NOTE: u64 = 4096;
 
 /// What the boot loader adds to the first boot of a machine alone. It would
 /// happen again.
@@ -104,6 +109,12 @@ pub enum KexecError {
     Changed {
         /// The slot.
         number: u32,
+    },
+    /// The try that is about to be spent cannot be noted.
+    #[error("cannot note the try in {NOTE}")]
+    Note {
+        /// Why.
+        source: io::Error,
     },
     /// The try cannot be written.
     #[error("cannot write the tries of partition {number} of {}", disk.display())]
@@ -272,7 +283,7 @@ impl KexecPlan {
     ///
     /// The slots are not as they were, or the table cannot be written; then one
     /// copy at least is whole.
-    pub fn spend_try(&self) -> Result<SpentTry, KexecError> {
+    pub fn spend_try(&self, root: &Root) -> Result<SpentTry, KexecError> {
         let (device, mut gpt) = read_table(&self.disk, Access::ReadWrite)?;
         let slots = gpt.slots(self.slot_type);
         let selection = select(&slots);
@@ -284,16 +295,80 @@ impl KexecPlan {
                 });
             }
         }
-        let change = selection.after_boot();
-        if let Some(change) = change {
-            gpt.apply(&[change])
-                .and_then(|()| gpt.write(&device))
-                .map_err(|source| self.unwritten(source))?;
+        let Some(change) = selection.after_boot() else {
+            return Ok(SpentTry(None));
+        };
+        let spent = Spent {
+            number: self.number,
+            before: self.attributes,
+            after: change.attributes,
+            disk: self.disk.clone(),
+        };
+        spent.note(root)?;
+        match gpt.apply(&[change]).and_then(|()| gpt.write(&device)) {
+            Ok(()) => Ok(SpentTry(Some(spent))),
+            Err(source) => Err(spent.unwritten(source)),
         }
-        Ok(SpentTry {
-            plan: self.clone(),
-            change,
-        })
+    }
+}
+
+/// A try that is spent for a boot that has not happened yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use = "a try is to be given back when the shutdown does not happen"]
+pub struct SpentTry(Option<Spent>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Spent {
+    /// Number of the slot.
+    number: u32,
+    before: Attributes,
+    after: Attributes,
+    /// As a path to open.
+    disk: PathBuf,
+}
+
+impl SpentTry {
+    /// The one that a daemon of this boot has left behind, or was about to spend.
+    pub fn left_behind(root: &Root) -> Option<Self> {
+        let note = read_text(root, NOTE, MAX_NOTE).ok()?;
+        Some(Self(Some(note.parse().ok()?)))
+    }
+
+    /// Gives it back, since there is no boot. An updater or operator who has
+    /// changed the slot meanwhile has the last word.
+    ///
+    /// # Errors
+    ///
+    /// The table cannot be written.
+    pub fn give_back(self, root: &Root) -> Result<(), KexecError> {
+        let Some(spent) = self.0 else {
+            return Ok(());
+        };
+        let (device, mut gpt) = read_table(&spent.disk, Access::ReadWrite)?;
+        let now = gpt
+            .partition(spent.number)
+            .map_err(|source| spent.unwritten(source))?;
+        if now.attributes == spent.after {
+            gpt.set_attributes(spent.number, spent.before)
+                .and_then(|()| gpt.write(&device))
+                .map_err(|source| spent.unwritten(source))?;
+        }
+        // With a note that stays the same would be looked at again, and no more.
+        let _ = root.path(NOTE).and_then(fs::remove_file);
+        Ok(())
+    }
+}
+
+impl Spent {
+    fn note(&self, root: &Root) -> Result<(), KexecError> {
+        let write = || {
+            let path = root.path(NOTE)?;
+            if let Some(folder) = path.parent() {
+                fs::create_dir_all(folder)?;
+            }
+            fs::write(path, self.to_string())
+        };
+        write().map_err(|source| KexecError::Note { source })
     }
 
     fn unwritten(&self, source: GptError) -> KexecError {
@@ -305,36 +380,31 @@ impl KexecPlan {
     }
 }
 
-/// A try that is spent for a boot that has not happened yet.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[must_use = "a try is to be given back when the shutdown does not happen"]
-pub struct SpentTry {
-    plan: KexecPlan,
-    change: Option<Change>,
+/// `NUMBER ATTRIBUTES-BEFORE ATTRIBUTES-AFTER DISK`, the attributes in hexadecimal digits.
+impl fmt::Display for Spent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (before, after) = (self.before.raw(), self.after.raw());
+        let disk = self.disk.display();
+        write!(f, "{} {before:x} {after:x} {disk}", self.number)
+    }
 }
 
-impl SpentTry {
-    /// Gives it back, since there is no boot. An updater or operator who has
-    /// changed the slot meanwhile has the last word.
-    ///
-    /// # Errors
-    ///
-    /// The table cannot be written.
-    pub fn give_back(self) -> Result<(), KexecError> {
-        let Some(spent) = self.change else {
-            return Ok(());
+impl FromStr for Spent {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let mut words = text.splitn(4, ' ');
+        let mut word = || words.next().ok_or(());
+        let attributes = |word: &str| {
+            let raw = u64::from_str_radix(word, 16).map_err(|_| ())?;
+            Ok::<_, ()>(Attributes::from_raw(raw))
         };
-        let plan = self.plan;
-        let (device, mut gpt) = read_table(&plan.disk, Access::ReadWrite)?;
-        let now = gpt
-            .partition(spent.number)
-            .map_err(|source| plan.unwritten(source))?;
-        if now.attributes != spent.attributes {
-            return Ok(());
-        }
-        gpt.set_attributes(spent.number, plan.attributes)
-            .and_then(|()| gpt.write(&device))
-            .map_err(|source| plan.unwritten(source))
+        Ok(Self {
+            number: word()?.parse().map_err(|_| ())?,
+            before: attributes(word()?)?,
+            after: attributes(word()?)?,
+            disk: word()?.into(),
+        })
     }
 }
 

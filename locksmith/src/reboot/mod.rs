@@ -76,6 +76,7 @@ impl Begun {
 /// The next kernel is staged and its slot's try is spent. Dropping it undoes both: a
 /// daemon that is stopped before logind has accepted the reboot leaves neither.
 struct Prepared {
+    root: Root,
     loader: Arc<dyn Loader>,
     spent: Option<SpentTry>,
 }
@@ -90,7 +91,7 @@ impl Prepared {
 impl Drop for Prepared {
     fn drop(&mut self) {
         if let Some(spent) = self.spent.take() {
-            tell_lost_try(undo(&*self.loader, spent));
+            tell_lost_try(undo(&self.root, &*self.loader, spent));
         }
     }
 }
@@ -170,8 +171,24 @@ impl Rebooter {
     /// happen. If it happens after all, it goes through the firmware.
     pub async fn give_up(&self, begun: Begun) {
         let Some(spent) = begun.spent else { return };
-        let loader = Arc::clone(&self.loader);
-        tell_lost_try(blocking(move || undo(&*loader, spent)).await);
+        let this = self.clone();
+        tell_lost_try(blocking(move || undo(&this.root, &*this.loader, spent)).await);
+    }
+
+    /// Undoes what a daemon that was killed has prepared in this boot. If its reboot
+    /// happens after all, it goes through the firmware.
+    pub async fn recover(&self) {
+        let this = self.clone();
+        let undone = blocking(move || match SpentTry::left_behind(&this.root) {
+            Some(spent) => {
+                warn!(
+                    "an interrupted reboot is undone: the next kernel is dropped, its try given back"
+                );
+                undo(&this.root, &*this.loader, spent)
+            }
+            None => Ok(()),
+        });
+        tell_lost_try(undone.await);
     }
 
     /// Stages and spends; `None` when the machine has to go through the firmware.
@@ -187,9 +204,10 @@ impl Rebooter {
                 "the next kernel is staged"
             );
             let spent = plan
-                .spend_try()
+                .spend_try(&this.root)
                 .inspect_err(|_| drop_staged(&*this.loader))?;
             Ok(Prepared {
+                root: this.root,
                 loader: this.loader,
                 spent: Some(spent),
             })
@@ -265,10 +283,10 @@ fn same_content(one: &Path, other: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
-fn undo(loader: &dyn Loader, spent: SpentTry) -> Result<(), KexecError> {
+fn undo(root: &Root, loader: &dyn Loader, spent: SpentTry) -> Result<(), KexecError> {
     // First: what is staged may not start without its try spent.
     drop_staged(loader);
-    spent.give_back()
+    spent.give_back(root)
 }
 
 fn tell_lost_try(undone: Result<(), KexecError>) {

@@ -320,6 +320,42 @@ async fn a_stop_before_the_reboot_is_accepted_costs_no_try_and_leaves_nothing_st
 }
 
 #[tokio::test]
+async fn a_daemon_that_is_killed_leaves_the_try_to_the_next_one() {
+    let scene = Scene::of(Machine::updated()).await;
+    let note = scene.machine.path("/run/locksmith/spent-try");
+    let begun = scene.reboot(Mode::Kexec).await.unwrap();
+    // Nothing of it is dropped, as by SIGKILL.
+    std::mem::forget(begun);
+    assert_eq!(scene.machine.bits(), [RUNNING, SPENT]);
+    assert!(note.exists());
+    scene.rebooter.recover().await;
+    assert_eq!(scene.machine.bits(), [RUNNING, FRESH]);
+    assert_eq!(scene.staged(), None);
+    assert!(!note.exists());
+
+    // Once, and not against what somebody else did meanwhile.
+    scene.rebooter.recover().await;
+    assert_eq!(scene.machine.bits(), [RUNNING, FRESH]);
+    std::mem::forget(scene.reboot(Mode::Kexec).await.unwrap());
+    scene.machine.set_b((0, 0, false));
+    scene.rebooter.recover().await;
+    assert_eq!(scene.machine.bits(), [RUNNING, (0, 0, false)]);
+    assert!(!note.exists());
+
+    // Killed while it wrote the note: nothing was spent yet.
+    scene.machine.write("/run/locksmith/spent-try", "4 2");
+    scene.rebooter.recover().await;
+    assert_eq!(scene.machine.bits(), [RUNNING, (0, 0, false)]);
+}
+
+#[tokio::test]
+async fn a_try_that_cannot_be_noted_is_not_spent() {
+    let machine = Machine::updated();
+    machine.write("/run/locksmith", "no folder");
+    Scene::of(machine).await.goes_through_the_firmware().await;
+}
+
+#[tokio::test]
 async fn a_refused_reboot_costs_no_try_and_leaves_nothing_staged() {
     let refusal = Refusal::Denied("no".into());
     let scene = Scene::set(Machine::updated(), Some(refusal), |_| Ok(())).await;
