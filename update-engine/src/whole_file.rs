@@ -20,7 +20,9 @@ pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
         .open(&new)?;
     file.write_all(content)?;
     file.sync_all()?;
-    fs::rename(&new, path)
+    fs::rename(&new, path)?;
+    // FAT writes the new name with no content, and where the content is only with the file.
+    file.sync_all()
 }
 
 /// Removes the file if there is one. Lasts only after [`sync_folder`].

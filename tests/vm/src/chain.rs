@@ -73,7 +73,7 @@ impl Chain {
             .arg("--init")
             .arg(built(host, "gptprio-init"));
         let mut modules = Vec::new();
-        for name in ["nls_cp437", "nls_ascii", "vfat"] {
+        for name in ["virtio_pci", "virtio_blk", "nls_cp437", "nls_ascii", "vfat"] {
             debian.module_with_dependencies(name, &mut modules)?;
         }
         for (_, module) in &modules {
@@ -169,6 +169,16 @@ pub fn arguments(chain: &Chain, disk: &Disk, folder: &Path) -> Result<Vec<String
         }
     };
     Ok(words)
+}
+
+/// What the boot partition holds for a slot: kernel, initial RAM disk and root hash.
+///
+/// # Errors
+///
+/// One of them is missing.
+pub fn boot_files(disk: &Disk, slot: Slot, folder: &Path) -> Result<[Vec<u8>; 3]> {
+    let read = |name| Ok::<_, anyhow::Error>(fs::read(from_efi(disk, name, slot, folder)?)?);
+    Ok([read("vmlinuz")?, read("initrd")?, read("usrhash")?])
 }
 
 /// A copy in `folder` of the file `NAME-a` or `NAME-b` of the EFI partition.

@@ -22,10 +22,11 @@ const LIMIT: Duration = Duration::from_secs(120);
 const BLOCK: u64 = 4096;
 
 /// Drivers that the initial RAM disk loads, with all that they depend on: the
-/// watchdog, the network card, the file systems, dm-verity.
-const MODULES: [&str; 8] = [
+/// watchdog, disk and network card, the file systems, dm-verity.
+const MODULES: [&str; 9] = [
     "softdog",
     "virtio_pci",
+    "virtio_blk",
     "virtio_net",
     "vfat",
     "nls_cp437",

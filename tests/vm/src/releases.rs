@@ -150,7 +150,10 @@ impl Releases {
         let place = format!("{track}/amd64-usr/{version}");
         let folder = self.folder.path().join("served").join(&place);
         fs::create_dir_all(&folder)?;
-        fs::hard_link(payload, folder.join("update.payload"))?;
+        // No link: one for another track would change the file under the server's eyes.
+        let copy = self.path(version, track);
+        fs::copy(payload, &copy)?;
+        fs::rename(copy, folder.join("update.payload"))?;
         poll_every(
             LOOK,
             "the server's notice of a release",

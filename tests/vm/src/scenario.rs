@@ -2,7 +2,7 @@
 //! error, with the end of the console in it.
 
 use std::fs::{self, File};
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -15,7 +15,7 @@ use system_tests::programs::program;
 use tempfile::TempDir;
 
 use crate::LOOK;
-use crate::chain::Chain;
+use crate::chain::{Chain, boot_files};
 use crate::debian::Debian;
 use crate::guest::Fault;
 use crate::layout::{Content, SIZES};
@@ -23,6 +23,8 @@ use crate::machine::{BOOT_LIMIT, Machine, SHELL_LIMIT};
 use crate::releases::{FIRST, HOST, Identity, Releases};
 use crate::write_log::WriteLog;
 
+/// Power cuts after which the disk is only read.
+const READ_CUTS: usize = 40;
 /// A place is given back after the soak of a second and some looks at the machine.
 const RELEASE_LIMIT: Duration = Duration::from_secs(120);
 
@@ -63,9 +65,9 @@ impl Trouble {
             Self::Version(_) => None,
             Self::NoKernel => Some("rm /boot/flatcar/vmlinuz-b && busybox sync"),
             Self::FlippedByte => Some(
-                "b=$(busybox od -A n -t u1 -j 300 -N 1 /dev/nvme0n1p4) && \
+                "b=$(busybox od -A n -t u1 -j 300 -N 1 /dev/vda4) && \
                  printf \"\\\\$(printf %o $((b ^ 1)))\" | \
-                 busybox dd of=/dev/nvme0n1p4 bs=1 seek=300 conv=notrunc,fsync",
+                 busybox dd of=/dev/vda4 bs=1 seek=300 conv=notrunc,fsync",
             ),
         }
     }
@@ -126,16 +128,21 @@ impl Damage {
 }
 
 impl Lab {
-    /// Packages, programs and the first version, once for a process.
+    /// Packages, programs and the first version: the same for all who are at work at one
+    /// time. With the last of them the update server ends and all files go.
     ///
     /// # Errors
     ///
     /// Something is missing.
-    pub fn open() -> Result<&'static Self> {
-        static LAB: OnceLock<Result<Lab, String>> = OnceLock::new();
-        LAB.get_or_init(|| Self::make().map_err(|error| format!("{error:#}")))
-            .as_ref()
-            .map_err(|error| anyhow::anyhow!("{error}"))
+    pub fn open() -> Result<Arc<Self>> {
+        static LAB: Mutex<Weak<Lab>> = Mutex::new(Weak::new());
+        let mut lab = LAB.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = lab.upgrade() {
+            return Ok(open);
+        }
+        let new = Arc::new(Self::make()?);
+        *lab = Arc::downgrade(&new);
+        Ok(new)
     }
 
     fn make() -> Result<Self> {
@@ -329,8 +336,9 @@ impl Lab {
     }
 
     /// Cuts the power of a machine at `count` moments of an update; then the old or the
-    /// new version comes up. The same without the sync between the copies of the
-    /// partition table must fail.
+    /// new version comes up. At many more moments the selected slot has all its files on
+    /// the boot partition. The same without the sync between the copies of the partition
+    /// table must fail.
     ///
     /// # Errors
     ///
@@ -353,6 +361,21 @@ impl Lab {
         let log = WriteLog::read(&log, length)?;
         println!("an update writes: {:?}", log.totals());
         let rng = &mut Rng::with_seed(seed);
+        let cut = folder.path().join("cut");
+        let boot_files = |disk: &Disk, slot| boot_files(disk, slot, folder.path());
+        for moment in log.moments(READ_CUTS, rng) {
+            log.cut(&base, moment, &cut, rng)?;
+            let cut = Disk::at(&cut, SIZES);
+            let slot = cut.next_boot()?;
+            let whole = boot_files(&machine.disk, slot)?;
+            let what = || format!("a cut after entry {moment}, seed {seed}: {slot:?} is selected");
+            ensure!(
+                boot_files(&cut, slot).with_context(what)? == whole,
+                "{}, and its files are not whole",
+                what()
+            );
+        }
+        println!("{READ_CUTS} cuts: the files of the selected slot are whole");
         let (mut old, mut new) = (0, 0);
         for moment in log.moments(count, rng) {
             let mut machine = Machine::of_disk(&format!("cut-{moment}"), Chain::Host, |disk| {
@@ -375,12 +398,11 @@ impl Lab {
         println!("{count} cuts: the old version comes up {old} times, the new one {new} times");
 
         let careless = log.without_flushes_between_tables();
-        let disk = folder.path().join("careless");
         let mut lost = 0;
         for moment in careless.table_moments() {
             for _ in 0..20 {
-                careless.cut(&base, moment, &disk, rng)?;
-                lost += usize::from(Disk::at(&disk, SIZES).next_boot().is_err());
+                careless.cut(&base, moment, &cut, rng)?;
+                lost += usize::from(Disk::at(&cut, SIZES).next_boot().is_err());
             }
         }
         println!("without the sync between the tables {lost} cuts would leave nothing that boots");

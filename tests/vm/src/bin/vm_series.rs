@@ -36,7 +36,7 @@ fn main() -> Result<ExitCode> {
     };
     let stage_zero = lab.stage_zero()?;
     let parts = ["updates", "troubles", "tables"];
-    series.selector(lab, "stage-0", &stage_zero, parts, count, count);
+    series.selector(&lab, "stage-0", &stage_zero, parts, count, count);
     // UEFI firmware does not find its program without a partition table.
     series.run("tables", "stage-0, none", || lab.no_tables(&stage_zero));
     series.run("cuts", "host", || lab.power_cuts(CUTS, fastrand::u64(..)));
@@ -46,7 +46,7 @@ fn main() -> Result<ExitCode> {
     }
     if series.wants("uefi") {
         match Chain::uefi().context("the UEFI selector")? {
-            Some(uefi) => series.selector(lab, "UEFI", &uefi, ["uefi"; 3], count, 1),
+            Some(uefi) => series.selector(&lab, "UEFI", &uefi, ["uefi"; 3], count, 1),
             None => println!("uefi: left out, needs the target x86_64-unknown-uefi and ovmf"),
         }
     }
