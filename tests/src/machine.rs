@@ -118,6 +118,15 @@ impl Machine {
         self.set_boot_id(boot_id)
     }
 
+    /// Starts user space anew, with another version, under the kernel that runs.
+    ///
+    /// # Errors
+    ///
+    /// A file cannot be written.
+    pub fn soft_reboot(&self, version: &str) -> Result<()> {
+        self.set_version(version)
+    }
+
     fn set_boot_id(&self, id: &str) -> Result<()> {
         self.write("proc/sys/kernel/random/boot_id", &format!("{id}\n"))
     }

@@ -206,6 +206,69 @@ fn a_reboot_that_led_to_the_same_system_again_is_not_repeated() {
     assert_eq!(reboots(), 1);
 }
 
+#[test]
+fn a_soft_reboot_into_the_update_is_a_boot_like_any_other() {
+    let server = server_of(&release());
+    let machine = Machine::new(SLOT_SIZE, &server.url("/v1/update/"), "ed25519").unwrap();
+    let daemon = machine.start_daemon().unwrap();
+    machine.client(&["-update"]).unwrap().success().unwrap();
+    drop(daemon);
+    let settings = "FIRST_CHECK_DELAY=1d\nHEALTH_DELAY=0s\n";
+    machine
+        .write("etc/update-engine/update.conf", settings)
+        .unwrap();
+    let marker = machine.path("var/run/update_engine_autoupdate_completed");
+    assert!(marker.exists());
+
+    // The update waits for a boot, whatever starts the daemon anew.
+    let daemon = machine.start_daemon_in(Slot::A).unwrap();
+    let status = machine.client(&["-status"]).unwrap().success().unwrap();
+    assert!(status.contains("UPDATED_NEED_REBOOT"), "{status}");
+    assert_eq!(attributes(&machine), "2/1/0");
+    drop(daemon);
+
+    machine.soft_reboot("2.0.0").unwrap();
+    let _daemon = machine.start_daemon_in(Slot::B).unwrap();
+    wait_until_marked(&machine);
+    let status = machine.client(&["-status"]).unwrap().success().unwrap();
+    assert!(status.contains("UPDATE_STATUS_IDLE"), "{status}");
+    assert!(!marker.exists());
+    machine.client(&["-update"]).unwrap();
+    let heard = events(&server.exchanges()).unwrap();
+    let last = heard.last().unwrap();
+    assert_eq!(last.previous_version.as_deref(), Some("1.0.0"));
+}
+
+#[test]
+fn a_typing_error_elsewhere_leaves_the_health_settings_as_they_are() {
+    let machine = in_the_new_version("HEALTH_DEADLINE=0\nVERSION_PIN=latest\n");
+    let systemd = run_by_systemd(&machine, BootComplete::Failing);
+    let daemon = machine.start_daemon_in(Slot::B).unwrap();
+    wait_for_words(&daemon, "nothing is installed until it is mended");
+    wait_for_words(&daemon, "not marked successful yet");
+    drop(daemon);
+
+    fs::remove_dir_all(machine.path("run/systemd")).unwrap();
+    drop(systemd);
+    let _daemon = machine.start_daemon_in(Slot::B).unwrap();
+    wait_until_marked(&machine);
+}
+
+#[test]
+fn while_the_settings_cannot_be_read_nothing_is_rebooted() {
+    let machine = in_the_new_version("");
+    let settings = machine.path("etc/update-engine/update.conf");
+    fs::write(&settings, "HEALTH_DELAY=0s\nHEALTH_DEADLINE=1s\n").unwrap();
+    let systemd = run_by_systemd(&machine, BootComplete::Failing);
+    // Another daemon than the one that reads the file whole.
+    fs::rename(&settings, machine.path("etc/update-engine/aside")).unwrap();
+    fs::create_dir(&settings).unwrap();
+    let daemon = machine.start_daemon_in(Slot::B).unwrap();
+    wait_for_words(&daemon, "cannot read the configuration file");
+    drop(daemon);
+    assert!(!systemd.asked().contains(&"Reboot false".to_owned()));
+}
+
 /// The first check comes before the deadline, so the server hears of the new version while
 /// that is still on trial.
 #[test]

@@ -188,6 +188,27 @@ fn a_reboot_into_the_new_version_is_reported_and_marked_successful() {
 }
 
 #[test]
+fn a_new_slot_that_says_the_version_of_the_old_one_is_no_rollback() {
+    let release = Release::make(Recipe::default()).unwrap();
+    let server = serve(&release);
+    let machine = Machine::new(SLOT_SIZE, &server.url("/v1/update/"), "ed25519").unwrap();
+    let daemon = machine.start_daemon().unwrap();
+    machine.client(&["-follow"]).unwrap().success().unwrap();
+    drop(daemon);
+    let slot = machine.reboot(SECOND_BOOT, |_| "1.0.0").unwrap();
+    assert_eq!(slot, Slot::B);
+    let _daemon = machine.start_daemon_in(Slot::B).unwrap();
+    machine.client(&["-update"]).unwrap();
+    let heard = told(&server.exchanges()).unwrap();
+    assert!(heard.iter().any(|event| event == "3/2 from \"1.0.0\""));
+    assert!(
+        !machine
+            .path("var/lib/update_engine/prefs/quarantined-versions")
+            .exists()
+    );
+}
+
+#[test]
 fn a_version_that_does_not_come_up_is_rolled_back_reported_once_and_not_installed_again() {
     let release = Release::make(Recipe::default()).unwrap();
     let server = serve(&release);

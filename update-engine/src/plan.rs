@@ -86,6 +86,7 @@ impl InstallPlan {
             target_kernel: "vmlinuz-b".into(),
             target_root_hash: "usrhash-b".into(),
             target_pcr_policy: "pcrs-b.zip".into(),
+            boot_is_unmounted: false,
             partitions: Vec::new(),
         };
         make(

@@ -112,7 +112,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
 }
 
 async fn serve(root: Root, discovery: Discovery, bus: Option<String>) -> anyhow::Result<()> {
-    let state_dir = Loaded::read(&root)
+    let state_dir = Loaded::read_leniently(&root)
         .map(|loaded| loaded.settings.state_dir)
         .unwrap_or_else(|error| {
             tracing::error!("{error}; using the default state folder");

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use gptprio::{Access, BlockDevice, Change, DeviceError, Gpt, GptError, Partition};
+use gptprio::{Access, BlockDevice, Change, DeviceError, Gpt, GptError, Guid, Partition};
 
 use crate::config::Settings;
 use crate::install::Proof;
@@ -74,7 +74,7 @@ pub enum BootError {
 }
 
 /// How the running slot stands in the table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Standing {
     /// It is marked successful.
     pub proven: bool,
@@ -82,14 +82,14 @@ pub struct Standing {
     pub tries: u8,
     /// Another slot may boot.
     pub others_may_boot: bool,
-    /// Another slot was made active and not written since.
-    pub others_were_active: bool,
+    /// Other slots that were made active and not written since, by their unique GUIDs.
+    pub others_active: Vec<Guid>,
 }
 
 impl Standing {
     /// Whether a boot of the running slot that fails leads to another slot, now or when its
     /// tries are spent.
-    pub fn has_way_back(self) -> bool {
+    pub fn has_way_back(&self) -> bool {
         !self.proven && self.others_may_boot
     }
 }
@@ -143,7 +143,10 @@ impl GptBoot {
             proven: running.successful(),
             tries: running.tries(),
             others_may_boot: others().any(|slot| slot.attributes.bootable()),
-            others_were_active: others().any(|slot| slot.attributes.priority() > 0),
+            others_active: others()
+                .filter(|slot| slot.attributes.priority() > 0)
+                .map(|slot| slot.unique_guid)
+                .collect(),
         })
     }
 

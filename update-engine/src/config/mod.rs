@@ -242,9 +242,22 @@ impl Loaded {
     /// A missing file is no error; one that cannot be read is, and so is a bad value of a key with
     /// [`Key::strict`].
     pub fn read(root: &Root) -> Result<Self, ConfigError> {
-        let is_developers = root.path(DEVELOPER_MARK).is_ok_and(|mark| mark.exists());
-        Reader::open(root)?.settings(!is_developers)
+        Reader::open(root)?.settings(is_official_build(root))
     }
+
+    /// As [`Loaded::read`], but a bad value of any key is replaced by its default: for what
+    /// must go on while an operator mends the file. Nothing may be installed by it.
+    pub fn read_leniently(root: &Root) -> Result<Self, ConfigError> {
+        let reader = Reader {
+            is_lenient: true,
+            ..Reader::open(root)?
+        };
+        reader.settings(is_official_build(root))
+    }
+}
+
+fn is_official_build(root: &Root) -> bool {
+    !root.path(DEVELOPER_MARK).is_ok_and(|mark| mark.exists())
 }
 
 /// The settings of a machine without any configuration file.
@@ -322,6 +335,8 @@ struct Reader {
     originals: Vec<SourceFile>,
     oem: Vec<SourceFile>,
     warnings: Vec<Warning>,
+    /// Whether a bad value of a [`Key::strict`] is only warned of.
+    is_lenient: bool,
 }
 
 impl Reader {
@@ -361,6 +376,7 @@ impl Reader {
             originals,
             oem,
             warnings: Vec::new(),
+            is_lenient: false,
         }
     }
 
@@ -461,7 +477,9 @@ impl Reader {
             None => {}
             Some(setting) => match parse(&setting.value) {
                 Ok(value) => return Ok(value),
-                Err(reason) if key.strict => return Err(self.own.bad_value(key, setting, reason)),
+                Err(reason) if key.strict && !self.is_lenient => {
+                    return Err(self.own.bad_value(key, setting, reason));
+                }
                 Err(reason) => {
                     let text = format!(
                         "bad value of {}: {reason}; using {}",
@@ -480,9 +498,12 @@ impl Reader {
     fn public_keys(&self) -> Result<PublicKeys, ConfigError> {
         match self.own.fragment.get(keys::PUBLIC_KEYS.name) {
             None => Ok(PublicKeys::Installed),
-            Some(setting) => values::paths(&setting.value)
-                .map(PublicKeys::Listed)
-                .map_err(|reason| self.own.bad_value(&keys::PUBLIC_KEYS, setting, reason)),
+            Some(setting) => match values::paths(&setting.value) {
+                Ok(paths) => Ok(PublicKeys::Listed(paths)),
+                // No keys, no trust.
+                Err(_) if self.is_lenient => Ok(PublicKeys::Listed(Vec::new())),
+                Err(reason) => Err(self.own.bad_value(&keys::PUBLIC_KEYS, setting, reason)),
+            },
         }
     }
 

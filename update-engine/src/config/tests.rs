@@ -245,6 +245,22 @@ fn a_file_that_cannot_be_read_stops_the_updater() {
 }
 
 #[test]
+fn a_bad_value_leaves_the_others_to_those_who_install_nothing() {
+    let text = "STATE_DIR=/s\nHEALTH_DEADLINE=0\nVERSION_PIN=latest\nPUBLIC_KEYS=x\nTRIES=99\n";
+    let (_dir, root) = machine(&[(OWN_FILE, text)]);
+    assert!(Loaded::read(&root).is_err());
+    let Loaded { settings, warnings } = Loaded::read_leniently(&root).unwrap();
+    let expected = Settings {
+        state_dir: "/s".to_owned(),
+        health_deadline: None,
+        public_keys: PublicKeys::Listed(vec![]),
+        ..settings_of(&[])
+    };
+    assert_eq!(settings, expected);
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+}
+
+#[test]
 fn a_developers_machine_is_marked_by_a_file() {
     assert!(settings_of(&[]).official_build);
     assert!(!settings_of(&[(DEVELOPER_MARK, "")]).official_build);

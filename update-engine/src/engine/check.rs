@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use gptprio::Guid;
 use omaha_protocol::Response;
 
 use super::attempt::Attempt;
@@ -26,6 +27,8 @@ const ANSWER_LIMIT: u64 = 1024 * 1024;
 
 /// The boot in which the last update was applied.
 pub(super) const UPDATE_BOOT_ID: Key = Key::new("update-boot-id");
+/// The slot that the last update was written to: the unique GUID of its partition.
+pub(super) const UPDATE_SLOT: Key = Key::new("update-slot");
 /// The version that the last update brought.
 pub(super) const INSTALLED_VERSION: Key = Key::new("installed-version");
 /// Versions that were rolled back, one per line.
@@ -218,7 +221,7 @@ fn consider(
     }
     let trust = world.trust(settings)?;
     let slots = world.discover(settings)?;
-    let files = KernelFiles::of(&world.root, settings, &slots)
+    let files = KernelFiles::of(&world.root, settings, &slots, &world.discovery)
         .map_err(|error| UpdateError::Slots(Box::new(error)))?;
     Ok(plan::make(
         offer,
@@ -240,7 +243,9 @@ impl World {
         if previous.is_empty() {
             return Ok(LastUpdate::Told);
         }
-        if previous != attempt.identity.version {
+        // The same version may have been installed once more.
+        let runs = self.runs_the_update(&attempt.settings) == Some(true);
+        if runs || previous != attempt.identity.version {
             return Ok(LastUpdate::Succeeded { before: previous });
         }
         // The version is the old one also as long as the machine has not rebooted at all,
@@ -249,7 +254,7 @@ impl World {
         let rebooted = self
             .read(UPDATE_BOOT_ID)?
             .is_none_or(|id| id != attempt.identity.boot_id);
-        Ok(if rebooted && self.other_was_active(&attempt.settings) {
+        Ok(if rebooted && self.update_was_active(&attempt.settings) {
             LastUpdate::RolledBack
         } else {
             LastUpdate::Told
@@ -283,10 +288,28 @@ impl World {
             .is_none_or(|standing| !standing.proven)
     }
 
-    /// Whether another slot holds an update that was made active.
-    fn other_was_active(&self, settings: &Settings) -> bool {
-        self.standing(settings)
-            .is_none_or(|standing| standing.others_were_active)
+    /// Whether the last update, which does not run, was made active in its slot.
+    fn update_was_active(&self, settings: &Settings) -> bool {
+        let Some(Standing { others_active, .. }) = self.standing(settings) else {
+            return true;
+        };
+        match self.update_slot() {
+            Some(slot) => others_active.contains(&slot),
+            None => !others_active.is_empty(),
+        }
+    }
+
+    /// Whether the running slot is the one that the last update was written to. `None`
+    /// when nothing tells. Blocking: it looks at the disk.
+    pub(super) fn runs_the_update(&self, settings: &Settings) -> Option<bool> {
+        let update = self.update_slot()?;
+        let slots = self.discover_running(settings).ok()?;
+        Some(slots.source.unique_guid == update)
+    }
+
+    fn update_slot(&self) -> Option<Guid> {
+        let text = self.read(UPDATE_SLOT).ok().flatten()?;
+        text.parse().ok()
     }
 
     fn standing(&self, settings: &Settings) -> Option<Standing> {

@@ -13,9 +13,9 @@ use tokio::time::Instant;
 
 use super::check::UPDATE_BOOT_ID;
 use super::given_way::{GIVEN_WAY, GivenWay};
-use super::{Engine, World, load_settings};
+use super::{Engine, World};
 use crate::boot::{BootControl as _, GptBoot};
-use crate::config::{Identity, Settings};
+use crate::config::{Identity, Loaded, Settings};
 use crate::error::UpdateError;
 use crate::health::{self, Health};
 use crate::platform::{Environment, Slots};
@@ -55,13 +55,22 @@ impl World {
     }
 
     /// Comes back when the system is proven. There is a round at the deadline, too: the
-    /// machine is not rebooted for what it was a minute before. The settings are read for
-    /// each round, so that an operator can still stop the reboot.
+    /// machine is not rebooted for what it was a minute before.
+    ///
+    /// The settings are read for each round, so that an operator can still stop the reboot.
+    /// While their files cannot be read they stay as they were. When they never could,
+    /// nobody knows whether this machine may be rebooted.
     async fn prove_in_rounds(self: &Arc<Self>, started: Instant) {
         let mut may_give_way = true;
+        let mut known = None;
         loop {
-            let settings = load_settings(&self.root);
-            let deadline = settings.health_deadline.map(|limit| started + limit);
+            match Loaded::read_leniently(&self.root) {
+                Ok(loaded) => known = Some(loaded.settings),
+                Err(error) => tracing::error!("{error}; it is not followed until it is mended"),
+            }
+            let limit = known.as_ref().and_then(|settings| settings.health_deadline);
+            let deadline = limit.map(|limit| started + limit);
+            let settings = known.clone().unwrap_or_default();
             let is_late = deadline.is_some_and(|at| at <= Instant::now());
             match self.prove_running_system(&settings).await {
                 Ok(true) => return,

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::attempt::Attempt;
-use super::check::{INSTALLED_VERSION, UPDATE_BOOT_ID};
+use super::check::{INSTALLED_VERSION, UPDATE_BOOT_ID, UPDATE_SLOT};
 use super::reporter::Keep;
 use super::{Engine, VOLATILE_STATE, World};
 use crate::boot::GptBoot;
@@ -21,6 +21,7 @@ use crate::machine::{Event, Failure, InstallFailure};
 use crate::net::Patience;
 use crate::omaha::moment;
 use crate::plan::InstallPlan;
+use crate::platform::Slot;
 use crate::postinst::MountedPostInstall;
 use crate::prefs::PREVIOUS_VERSION;
 
@@ -58,9 +59,12 @@ impl World {
         let observer = Reports {
             world: Arc::clone(&self),
             attempt: Arc::clone(&attempt),
+            target: plan.slots.target.clone(),
             sender: sender.clone(),
         };
         let ended = install::run(Arc::clone(&plan), surroundings, &observer, cancel).await;
+        // The daemon may be idle for days.
+        self.encoders(&attempt.settings).forget();
         self.record(&plan, &ended);
         match ended.result {
             Ok(_) => {
@@ -128,13 +132,19 @@ impl World {
     }
 
     /// What the next boot must know of the update that is about to be active.
-    fn record_activation(&self, identity: &Identity, version: &str) -> Result<(), UpdateError> {
+    fn record_activation(
+        &self,
+        identity: &Identity,
+        version: &str,
+        target: &Slot,
+    ) -> Result<(), UpdateError> {
         self.keep(INSTALLED_VERSION, version)?;
+        self.keep(UPDATE_SLOT, &target.unique_guid.to_string())?;
         self.keep(UPDATE_BOOT_ID, &identity.boot_id)?;
         self.keep(PREVIOUS_VERSION, &identity.version)
     }
 
-    /// Whether an update was applied in this boot, or was about to be.
+    /// Whether an update was applied in this boot of the kernel, or was about to be.
     pub(super) fn applied_in(&self, boot_id: &str) -> bool {
         self.read(UPDATE_BOOT_ID)
             .is_ok_and(|id| id.is_some_and(|id| id == boot_id))
@@ -179,6 +189,7 @@ fn failure(plan: &InstallPlan, error: &UpdateError, resumed: bool) -> InstallFai
 struct Reports {
     world: Arc<World>,
     attempt: Arc<Attempt>,
+    target: Slot,
     sender: mpsc::UnboundedSender<Event>,
 }
 
@@ -199,8 +210,9 @@ impl Observer for Reports {
         Box::pin(async move {
             self.world.settle_gate().await;
             let (world, attempt) = (Arc::clone(&self.world), Arc::clone(&self.attempt));
-            let version = proof.version().to_owned();
-            Engine::blocking(move || world.record_activation(&attempt.identity, &version)).await
+            let (version, target) = (proof.version().to_owned(), self.target.clone());
+            Engine::blocking(move || world.record_activation(&attempt.identity, &version, &target))
+                .await
         })
     }
 }

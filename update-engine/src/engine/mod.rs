@@ -176,8 +176,10 @@ impl Engine {
     ) -> Self {
         let (sender, events) = mpsc::unbounded_channel();
         let started = Instant::now();
-        let marker = world.marker().is_ok_and(|path| path.exists());
         let settings = load_settings(&world.root);
+        // After a soft reboot, in which the kernel and what is in memory stay.
+        let is_up = world.runs_the_update(&settings) == Some(true);
+        let marker = !is_up && world.marker().is_ok_and(|path| path.exists());
         let moment = Moment {
             monotonic: Duration::ZERO,
             wall: check::unix_now(),
@@ -185,7 +187,8 @@ impl Engine {
         };
         let state = State::start(marker, options(&settings), moment);
         let facts = view::Facts::read(&world, &settings);
-        let applied = world.applied_in(&Identity::load(&world.root, &settings).boot_id);
+        let identity = Identity::load(&world.root, &settings);
+        let applied = !is_up && world.applied_in(&identity.boot_id);
         let engine = Self {
             world,
             state,
@@ -199,6 +202,9 @@ impl Engine {
             cancel: CancellationToken::new(),
             facts,
         };
+        if is_up {
+            engine.remove_marker();
+        }
         engine.publish();
         engine.start_health_gate(marker || applied, &settings);
         engine
@@ -406,13 +412,10 @@ fn options(settings: &Settings) -> Options {
 /// Settings for the start: a file that is wrong must not keep the daemon from
 /// running, since each attempt reads it again and says what is wrong.
 fn load_settings(root: &Root) -> Settings {
-    match Loaded::read(root) {
-        Ok(loaded) => loaded.settings,
-        Err(error) => {
-            tracing::error!("{error}; using defaults until it is mended");
-            crate::config::Settings::default()
-        }
+    if let Err(error) = Loaded::read(root) {
+        tracing::error!("{error}; nothing is installed until it is mended");
     }
+    Loaded::read_leniently(root).map_or_else(|_| Settings::default(), |loaded| loaded.settings)
 }
 
 async fn sleep_until(at: Option<Instant>) {

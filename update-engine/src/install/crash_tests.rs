@@ -246,6 +246,24 @@ fn a_further_partition_without_a_sound_place_is_refused_before_anything_is_writt
 }
 
 #[test]
+fn a_kernel_that_no_boot_selector_would_find_is_refused_before_anything_is_written() {
+    let release = Release::new(patterned(3 * BLOCK), Some(noise(7, 5000)));
+    let machine = Machine::new(512, 4 * BLOCK, SlotB::Preferred);
+    let before = machine.disk.to_bytes();
+    let attempt = machine
+        .attempt(&release)
+        .planned(|plan| plan.files.boot_is_unmounted = true);
+    let error = attempt.run().0.result.unwrap_err();
+    let words = error.words();
+    assert!(
+        words.contains("no boot partition is mounted at /boot"),
+        "{words}"
+    );
+    assert!(machine.disk.to_bytes() == before);
+    assert!(!machine.path("vmlinuz-b").exists());
+}
+
+#[test]
 fn a_power_cut_while_the_new_version_is_marked_successful_leaves_it_or_the_old_one() {
     let mut total = Report::default();
     for (sector_size, image, slot) in SIZES {

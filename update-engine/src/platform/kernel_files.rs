@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use gptprio::boot::{Kernel, KernelFiles as SlotFiles};
 
-use super::{Letter, PlatformError, Slots};
+use super::{Discovery, Letter, PlatformError, Slots};
 use crate::config::{PartitionPlace, Settings};
 use crate::root::Root;
 
@@ -21,6 +21,9 @@ pub struct KernelFiles {
     pub target_root_hash: PathBuf,
     /// PCR policy of the slot to install into, `pcrs-b.zip` or its like in the state folder.
     pub target_pcr_policy: PathBuf,
+    /// Whether the paths of kernel and root hash are not on the boot partition although there is
+    /// one ([`Discovery::lacks_boot_mount`]).
+    pub boot_is_unmounted: bool,
     /// Where further partitions are.
     pub partitions: Vec<PartitionFiles>,
 }
@@ -38,8 +41,14 @@ pub struct PartitionFiles {
 
 impl KernelFiles {
     /// The files of these slots, on the boot partition where boot selectors look for them
-    /// ([`Kernel::family`]).
-    pub fn of(root: &Root, settings: &Settings, slots: &Slots) -> Result<Self, PlatformError> {
+    /// ([`Kernel::family`]). `discovery` is how the slots were found.
+    pub fn of(
+        root: &Root,
+        settings: &Settings,
+        slots: &Slots,
+        discovery: &Discovery,
+    ) -> Result<Self, PlatformError> {
+        let boot_is_unmounted = discovery.lacks_boot_mount(root, slots)?;
         let family = Kernel::family(|file| in_boot(root, file).map(|path| path.exists()))?;
         let source = SlotFiles::new(family, slots.source.letter);
         let target = SlotFiles::new(family, slots.target.letter);
@@ -49,6 +58,7 @@ impl KernelFiles {
             target_kernel: in_boot(root, &target.kernel)?,
             target_root_hash: in_boot(root, &target.hash)?,
             target_pcr_policy: opened(root, &format!("{}/{policy}", settings.state_dir))?,
+            boot_is_unmounted,
             partitions: settings
                 .partitions
                 .iter()
@@ -141,7 +151,7 @@ mod tests {
             }
             let root = Root::at(dir.path()).unwrap();
             let slots = slots(booted);
-            let files = KernelFiles::of(&root, &Settings::default(), &slots).unwrap();
+            let files = KernelFiles::of(&root, &Settings::default(), &slots, &image()).unwrap();
             assert!(
                 files.source_kernel.ends_with(source),
                 "{present:?}: {files:?}"
@@ -171,12 +181,19 @@ mod tests {
             }],
             ..Settings::default()
         };
-        let files = KernelFiles::of(&root, &settings, &slots(Letter::B)).unwrap();
+        let files = KernelFiles::of(&root, &settings, &slots(Letter::B), &image()).unwrap();
         let [oem] = &files.partitions[..] else {
             panic!()
         };
         assert!(oem.source.ends_with("by-partlabel/OEM-B"), "{oem:?}");
         assert!(oem.target.ends_with("by-partlabel/OEM-A"), "{oem:?}");
+    }
+
+    fn image() -> Discovery {
+        Discovery::Image {
+            disk: PathBuf::new(),
+            booted: Letter::A,
+        }
     }
 
     fn slots(booted: Letter) -> Slots {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use gptprio::machine::{Device, Mount, Place, device_number, running_place};
 use gptprio::{
-    Access, BlockDevice, DeviceError, FileDevice, Gpt, Guid, Partition, Region, letters,
+    Access, BlockDevice, DeviceError, FileDevice, Gpt, GptError, Guid, Partition, Region, letters,
 };
 
 use super::{Letter, PlatformError, SlotProblem};
@@ -96,6 +96,24 @@ impl Discovery {
         Ok(self.look(root, &mounts, slot_type)?.0)
     }
 
+    /// Whether the disk of the running system has a boot partition and nothing is mounted at
+    /// `/boot`: no boot selector would find a kernel that is put there.
+    pub fn lacks_boot_mount(&self, root: &Root, slots: &Slots) -> Result<bool, PlatformError> {
+        if *self != Self::Mounted {
+            return Ok(false);
+        }
+        // An automount point is mounted by whoever looks into it.
+        let inside = root.path("/boot/.").map_err(reading(&"/boot"))?;
+        let _ = fs::read_dir(inside);
+        let mounts = Mount::all(root)?;
+        let is_boot = |mount: &Mount| mount.mount_point == "/boot" && mount.is_on_device();
+        if mounts.iter().any(is_boot) || matches!(running_place(root, &mounts)?, Place::File { .. })
+        {
+            return Ok(false);
+        }
+        Ok(read_table(&slots.disk)?.boot_partition().is_some())
+    }
+
     /// The slots, and the device of their disk if it is none in a file.
     fn look(
         &self,
@@ -148,16 +166,7 @@ impl Slots {
         slot_type: Guid,
         booted: Booted,
     ) -> Result<Self, PlatformError> {
-        let device =
-            FileDevice::open(disk, Access::ReadOnly).map_err(|source| PlatformError::OpenDisk {
-                disk: disk.to_owned(),
-                source,
-            })?;
-        let bad_table = |source| PlatformError::Table {
-            disk: disk.to_owned(),
-            source,
-        };
-        let gpt = Gpt::read(&device).map_err(bad_table)?;
+        let gpt = read_table(disk)?;
         let Choice {
             source,
             target,
@@ -167,7 +176,7 @@ impl Slots {
             problem,
         })?;
         let slot = |partition: Partition| -> Result<Slot, PlatformError> {
-            let range = gpt.byte_range(&partition).map_err(bad_table)?;
+            let range = gpt.byte_range(&partition).map_err(bad_table(disk))?;
             Ok(Slot {
                 letter: letters[&partition.number],
                 number: partition.number,
@@ -352,6 +361,22 @@ fn choose(gpt: &Gpt, slot_type: Guid, booted: Booted) -> Result<Choice, SlotProb
         target,
         letters,
     })
+}
+
+fn read_table(disk: &Path) -> Result<Gpt, PlatformError> {
+    let device = FileDevice::open(disk, Access::ReadOnly);
+    let device = device.map_err(|source| PlatformError::OpenDisk {
+        disk: disk.to_owned(),
+        source,
+    })?;
+    Gpt::read(&device).map_err(bad_table(disk))
+}
+
+fn bad_table(disk: &Path) -> impl Fn(GptError) -> PlatformError {
+    move |source| PlatformError::Table {
+        disk: disk.to_owned(),
+        source,
+    }
 }
 
 /// The device of a node, a path on the machine; `None` when it is no device.

@@ -198,6 +198,7 @@ impl Machine {
             target_kernel: path("vmlinuz-b"),
             target_root_hash: path("usrhash-b"),
             target_pcr_policy: path("pcrs-b.zip"),
+            boot_is_unmounted: false,
             partitions: vec![PartitionFiles {
                 name: "oem".to_owned(),
                 source: path("oem-a"),

@@ -160,6 +160,32 @@ fn the_running_partition_is_found_whatever_disks_are_called() {
 }
 
 #[test]
+fn a_boot_partition_that_is_not_mounted_is_noticed() {
+    let lacks = |machine: &Machine| {
+        let root = Root::at(machine.dir.path()).unwrap();
+        let slots = machine.discover().unwrap();
+        Discovery::Mounted.lacks_boot_mount(&root, &slots).unwrap()
+    };
+    let mut machine = Machine::new();
+    machine.disk("sda", "", 512, &Layout::two_slots());
+    machine.mount("11:3", "/usr", "squashfs", "/dev/sda3");
+    assert!(lacks(&machine));
+    machine.mount("0:30", "/boot", "autofs", "systemd-1");
+    assert!(lacks(&machine), "an automount that does not work");
+    machine.mount("11:1", "/boot", "vfat", "/dev/sda1");
+    assert!(!lacks(&machine));
+
+    // Kernels of a disk without a boot partition are elsewhere.
+    let mut machine = Machine::new();
+    let slots = Layout::empty()
+        .partition(3, "USR-A", USR_TYPE, 65536, Attributes::default())
+        .partition(4, "USR-B", USR_TYPE, 65536, Attributes::default());
+    machine.disk("sda", "", 512, &slots);
+    machine.mount("11:3", "/usr", "squashfs", "/dev/sda3");
+    assert!(!lacks(&machine));
+}
+
+#[test]
 fn slots_have_their_own_nodes_where_these_exist() {
     let mut machine = Machine::new();
     machine.disk("sda", "", 512, &Layout::two_slots());
