@@ -14,8 +14,8 @@
 //! program of the firmware. Neither resets the machine; the end without a kernel is a
 //! [`Rescue`].
 //!
-//! The try is spent first: a kernel may take the machine down while it is read, and the
-//! next boot must not do the same again.
+//! The try is spent first: a kernel may take the machine down while it is read, and must
+//! not do so for ever.
 //!
 //! Each slot is given up after one attempt, so that a boot ends after as many attempts
 //! as there are slots and costs no slot more than one try.

@@ -176,7 +176,8 @@ impl Delta<'_> {
             new,
             operations,
         };
-        // A machine without an encoder refuses the payload, so none is named in vain.
+        // A machine without an encoder refuses the payload, so none is named behind the
+        // last that is needed. Operations know their numbers, so those before stay.
         let named = last_encoder.map_or(0, |last| last + 1 - names.len());
         names.extend(recoding.encoder_names().take(named));
         Ok((part, findings))

@@ -31,7 +31,8 @@ pub struct CommandLine(String);
 
 impl CommandLine {
     /// The line as an operator wrote it. An error, in words, when no kernel can take it,
-    /// whatever the slot: such a line would stop all of them.
+    /// or none of a slot with a root hash and an initrd: an update may bring both, and
+    /// would not start.
     pub fn new(text: &str) -> Result<Self, String> {
         if text
             .chars()
