@@ -113,9 +113,10 @@ async fn start(arguments: Arguments) -> Result<()> {
     let bus = Bus::new(arguments.bus.as_deref());
     let shutdown = on_signals()?;
 
+    let rebooter = Rebooter::new(root.clone(), Login::new(&bus), KexecOptions::default());
     let held = host::remembers(&root);
     let lock = lock_of(&settings, &bus).await;
-    if settings.strategy == Strategy::Off && !held {
+    if settings.strategy == Strategy::Off && !held && !rebooter.was_interrupted() {
         info!("Reboot strategy is 'off' - shutting down.");
         return Ok(());
     }
@@ -123,6 +124,9 @@ async fn start(arguments: Arguments) -> Result<()> {
     let id = MachineId::read(&root.path("/etc/machine-id")?)?;
     let path = root.path(coordinator_conf::PATH)?;
     let conf = CoordinatorConf::take(&path, NAME, settings.strategy.word())?;
+    // There is no other coordinator now. The machine may be reset at any moment, so before
+    // anything that takes long.
+    rebooter.recover().await;
     let identity = Identity {
         id: id.clone(),
         boot_id: boot_facts::boot_id(&root)?,
@@ -130,9 +134,7 @@ async fn start(arguments: Arguments) -> Result<()> {
     };
     let metrics = Arc::new(Metrics::new());
     let needs_store = lock == Lock::Semaphore || held;
-    let host = host(&root, &settings, &bus, conf, &metrics, &identity)?;
-    // The machine may be reset at any moment, so before anything that takes long.
-    host.rebooter.recover().await;
+    let host = host(&root, &settings, &bus, rebooter, conf, &metrics, &identity)?;
     let store = open_store(&settings, needs_store, &metrics).await?;
     let schedule = settings.schedule_of(&id);
     for line in schedule.describe() {
@@ -226,12 +228,11 @@ fn host(
     root: &Root,
     settings: &Settings,
     bus: &Bus,
+    rebooter: Rebooter,
     conf: CoordinatorConf,
     metrics: &Arc<Metrics>,
     identity: &Identity,
 ) -> Result<Host> {
-    let kexec = KexecOptions::default();
-    let login = Login::new(bus);
     let fleet_lock = match (&settings.fleetlock.base_url, settings.strategy) {
         (Some(url), Strategy::Fleetlock) => Some(FleetLockClient::new(ClientOptions {
             base_url: url.to_string(),
@@ -244,10 +245,10 @@ fn host(
     Ok(Host {
         root: root.clone(),
         updater: Updater::new(bus),
-        login: login.clone(),
+        login: Login::new(bus),
         systemd: Systemd::new(bus),
-        slot_type: kexec.slot_type,
-        rebooter: Rebooter::new(root.clone(), login, kexec),
+        slot_type: KexecOptions::default().slot_type,
+        rebooter,
         fleet_lock,
         metrics: Arc::clone(metrics),
         conf: Mutex::new(conf),

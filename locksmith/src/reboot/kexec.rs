@@ -32,7 +32,7 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use gptprio::boot::{Kernel, KernelFiles, words};
+use gptprio::boot::{Kernel, KernelFiles, ReadKernelError, words};
 use gptprio::machine::Root;
 use gptprio::{Access, Attributes, GptError, Guid, Letter, Partition, Selection, USR_TYPE, select};
 
@@ -44,7 +44,7 @@ const MAX_COMMAND_LINE: u64 = 16 << 10;
 const MAX_SETTING: u64 = 4096;
 
 /// Where a spent try is noted. Any boot settles the question, so it may go with it.
-const NOTE: &str = "/run/locksmith/spent-try";
+const NOTE: &str = "/run/update-engine/spent-try";
 /// A note is one short line.
 const MAX_NOTE: u64 = 4096;
 
@@ -126,6 +126,15 @@ pub enum KexecError {
         /// Why.
         source: GptError,
     },
+}
+
+impl From<ReadKernelError> for KexecError {
+    fn from(error: ReadKernelError) -> Self {
+        Self::Read {
+            path: error.path.display().to_string(),
+            source: error.source,
+        }
+    }
 }
 
 fn lockdown_words(mode: &Option<String>) -> String {
@@ -540,15 +549,11 @@ impl CommandLine<'_> {
 
 /// The kernel of a slot. One that is cut short is refused: the running kernel would take
 /// it, and the machine would hang.
-fn find_kernel(root: &Root, letter: Letter) -> Result<Kernel, KexecError> {
+pub(super) fn find_kernel(root: &Root, letter: Letter) -> Result<Kernel, KexecError> {
     let files = files_of(root, letter)?;
     let [path, initrd, hash] =
         [&files.kernel, &files.initrd, &files.hash].map(|file| in_boot(root, file));
-    let kernel = Kernel::read(&path?, Some(&initrd?), Some(&hash?)).map_err(|error| {
-        let path = error.path.display().to_string();
-        let source = error.source;
-        KexecError::Read { path, source }
-    })?;
+    let kernel = Kernel::read(&path?, Some(&initrd?), Some(&hash?))?;
     kernel.check_size().map_err(KexecError::BadKernel)?;
     Ok(kernel)
 }
@@ -564,11 +569,6 @@ fn system_hash(kernel: &Kernel) -> Result<Option<String>, KexecError> {
 fn files_of(root: &Root, letter: Letter) -> Result<KernelFiles, KexecError> {
     let family = Kernel::family(|file| in_boot(root, file).map(|path| path.exists()))?;
     Ok(KernelFiles::new(family, letter))
-}
-
-/// The kernel of a slot, as a path to open. It need not exist.
-pub(super) fn kernel_of(root: &Root, letter: Letter) -> Result<PathBuf, KexecError> {
-    in_boot(root, &files_of(root, letter)?.kernel)
 }
 
 fn in_boot(root: &Root, file: &str) -> Result<PathBuf, KexecError> {

@@ -13,9 +13,6 @@ pub mod kexec;
 pub mod slots;
 pub mod wall;
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::path::Path;
 use std::sync::Arc;
 
 use gptprio::machine::Root;
@@ -175,6 +172,12 @@ impl Rebooter {
         tell_lost_try(blocking(move || undo(&this.root, &*this.loader, spent)).await);
     }
 
+    /// Whether a daemon that was killed has left something for [`Rebooter::recover`].
+    #[must_use]
+    pub fn was_interrupted(&self) -> bool {
+        SpentTry::left_behind(&self.root).is_some()
+    }
+
     /// Undoes what a daemon that was killed has prepared in this boot. If its reboot
     /// happens after all, it goes through the firmware.
     pub async fn recover(&self) {
@@ -253,34 +256,10 @@ fn kernel_stays(root: &Root, slot_type: Guid) -> Result<Option<String>, KexecErr
     if next.number == system.running {
         return Ok(None);
     }
-    let running = kexec::kernel_of(root, system.letter(system.running())?)?;
+    let running = kexec::find_kernel(root, system.letter(system.running())?)?;
     let letter = system.letter(next)?;
-    let kernel = kexec::kernel_of(root, letter)?;
-    let same = same_content(&running, &kernel).map_err(|source| KexecError::Read {
-        path: kernel.display().to_string(),
-        source,
-    })?;
+    let same = running.is_same_as(&kexec::find_kernel(root, letter)?)?;
     Ok((!same).then(|| format!("slot {letter} has another kernel")))
-}
-
-fn same_content(one: &Path, other: &Path) -> io::Result<bool> {
-    let (mut one, mut other) = (File::open(one)?, File::open(other)?);
-    let length = one.metadata()?.len();
-    if length != other.metadata()?.len() {
-        return Ok(false);
-    }
-    let mut left = length;
-    let (mut ours, mut theirs) = ([0; 64 << 10], [0; 64 << 10]);
-    while left > 0 {
-        let part = usize::try_from(left).map_or(ours.len(), |left| left.min(ours.len()));
-        one.read_exact(&mut ours[..part])?;
-        other.read_exact(&mut theirs[..part])?;
-        if ours[..part] != theirs[..part] {
-            return Ok(false);
-        }
-        left -= u64::try_from(part).map_err(io::Error::other)?;
-    }
-    Ok(true)
 }
 
 fn undo(root: &Root, loader: &dyn Loader, spent: SpentTry) -> Result<(), KexecError> {

@@ -1,7 +1,7 @@
 //! Kernels that are files of an operating system.
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::string::ToString;
 use std::vec::Vec;
@@ -52,6 +52,47 @@ impl Kernel {
             hash_file: hash_file.transpose()?.flatten(),
         })
     }
+
+    /// Whether `other` is the same kernel with the same initial RAM disk, byte for byte.
+    ///
+    /// # Errors
+    ///
+    /// A file cannot be read.
+    pub fn is_same_as(&self, other: &Self) -> Result<bool, ReadKernelError> {
+        if !is_same_file(self.path.as_ref(), other.path.as_ref())? {
+            return Ok(false);
+        }
+        match (&self.initrd, &other.initrd) {
+            (None, None) => Ok(true),
+            (Some(own), Some(other)) => is_same_file(own.as_ref(), other.as_ref()),
+            _ => Ok(false),
+        }
+    }
+}
+
+fn is_same_file(one: &Path, other: &Path) -> Result<bool, ReadKernelError> {
+    let failed = |path: &Path| {
+        let path = path.to_path_buf();
+        move |source| ReadKernelError { path, source }
+    };
+    let open = |path: &Path| {
+        let file = File::open(path).map_err(failed(path))?;
+        Ok((BufReader::new(file), failed(path)))
+    };
+    let ((mut one, of_one), (mut other, of_other)) = (open(one)?, open(other)?);
+    loop {
+        let ours = one.fill_buf().map_err(of_one.clone())?;
+        let theirs = other.fill_buf().map_err(of_other.clone())?;
+        let length = ours.len().min(theirs.len());
+        if ours[..length] != theirs[..length] {
+            return Ok(false);
+        }
+        if length == 0 {
+            return Ok(ours.is_empty() && theirs.is_empty());
+        }
+        one.consume(length);
+        other.consume(length);
+    }
 }
 
 /// The first bytes of a file, at most `limit`, and its length.
@@ -97,5 +138,40 @@ mod tests {
         fs::remove_file(&hash).unwrap();
         fs::create_dir(&hash).unwrap();
         assert_eq!(read().unwrap_err().path, hash);
+    }
+
+    #[test]
+    fn a_kernel_is_the_same_when_all_its_bytes_and_those_of_its_initrd_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let kernel = |name: &str, content: &[u8], initrd: Option<&[u8]>| {
+            let [path, beside] =
+                ["vmlinuz", "initrd"].map(|kind| dir.path().join(kind.to_string() + name));
+            fs::write(&path, content).unwrap();
+            if let Some(initrd) = initrd {
+                fs::write(&beside, initrd).unwrap();
+            }
+            Kernel::read(&path, Some(&beside), None).unwrap()
+        };
+        let long = vec![7; 20_000];
+        let mut changed = long.clone();
+        changed[19_999] = 8;
+        let own = kernel("-a", &long, Some(b"ram"));
+        for (name, content, initrd, expected) in [
+            ("-b", &long[..], Some(&b"ram"[..]), true),
+            ("-c", &changed, Some(b"ram"), false),
+            ("-d", &long[1..], Some(b"ram"), false),
+            ("-e", &long, Some(b"RAM"), false),
+            ("-f", &long, None, false),
+        ] {
+            let other = kernel(name, content, initrd);
+            assert_eq!(own.is_same_as(&other).unwrap(), expected, "{name}");
+            assert_eq!(other.is_same_as(&own).unwrap(), expected, "{name}");
+        }
+        fs::remove_file(dir.path().join("vmlinuz-b")).unwrap();
+        let gone = Kernel {
+            path: dir.path().join("vmlinuz-b").display().to_string(),
+            ..own.clone()
+        };
+        assert!(own.is_same_as(&gone).is_err());
     }
 }
