@@ -16,7 +16,15 @@ const LOCK_FILE: &str = "/run/update_engine.lock";
 /// its own, on the disk, that keeps single changes of the partition table apart.
 #[derive(Debug)]
 pub struct UpdateLock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for UpdateLock {
+    fn drop(&mut self) {
+        // Closing is not enough in a moment in which a child has the file too, before it
+        // becomes another program. Without success the lock goes with that.
+        let _ = self.file.unlock();
+    }
 }
 
 impl UpdateLock {
@@ -42,7 +50,7 @@ impl UpdateLock {
             source,
         })?;
         match file.try_lock() {
-            Ok(()) => Ok(Self { _file: file }),
+            Ok(()) => Ok(Self { file }),
             Err(TryLockError::WouldBlock) => Err(LockError::Taken { path }),
             Err(TryLockError::Error(source)) => Err(LockError::Io { path, source }),
         }
