@@ -68,7 +68,8 @@ pub fn judge(is_delta: bool, error: &UpdateError) -> Option<DeltaFailure> {
         | UpdateError::Deferred { .. }
         | UpdateError::Backoff { .. }
         | UpdateError::ReleaseRefused { .. }
-        | UpdateError::PartitionUnmapped { .. } => None,
+        | UpdateError::PartitionUnmapped { .. }
+        | UpdateError::BootUnmounted => None,
         // Full payloads do not know these, whatever the offer says.
         UpdateError::SourceMismatch { .. }
         | UpdateError::EncodersMissing { .. }

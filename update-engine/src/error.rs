@@ -116,6 +116,12 @@ pub enum UpdateError {
         /// As the manifest names it.
         name: String,
     },
+    /// The payload has a kernel or a root hash, and what boots the machine would not find it.
+    #[error(
+        "the payload has a file for the boot partition of this disk, and no partition is mounted \
+         at /boot: mount it there"
+    )]
+    BootUnmounted,
     /// Somebody else installs.
     #[error("cannot install now")]
     Locked(#[source] LockError),
@@ -356,7 +362,8 @@ impl UpdateError {
             Self::SourceMismatch { .. } => 20,
             Self::TooSmall { .. }
             | Self::EncodersMissing { .. }
-            | Self::PartitionUnmapped { .. } => 28,
+            | Self::PartitionUnmapped { .. }
+            | Self::BootUnmounted => 28,
             Self::Payload(error) => payload_code(error),
             Self::EmptyAnswer { .. } => 30,
             Self::AnswerUnreadable { .. } | Self::AnswerTooLong { .. } => 31,

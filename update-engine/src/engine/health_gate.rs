@@ -18,7 +18,7 @@ use crate::boot::{BootControl as _, GptBoot};
 use crate::config::{Identity, Loaded, Settings};
 use crate::error::UpdateError;
 use crate::health::{self, Health};
-use crate::platform::{Environment, Slots};
+use crate::platform::{Environment, Slots, is_same_kernel};
 
 /// Time between two rounds of checks on a system that is not healthy yet.
 const NEXT_ROUND: Duration = Duration::from_secs(60);
@@ -29,15 +29,32 @@ pub(super) struct Gate {
     settled: bool,
 }
 
+/// How far the last update has got in this boot of the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Arrival {
+    /// It runs since the boot, or there is none.
+    Whole,
+    /// User space was restarted into it, under the kernel that ran before.
+    OfUserSpace,
+    /// It was applied and waits for a boot, or an operator took it back.
+    StillToCome,
+}
+
 impl Engine {
-    /// With an update applied already in this boot, also one that an operator has
-    /// reset, marking the running slot would take the new one's place; then nothing
-    /// is done. The running slot was proven before that update was installed.
-    pub(super) fn start_health_gate(&self, applied: bool, settings: &Settings) {
+    /// With an update that is still to come, marking the running slot would take the new
+    /// one's place; then nothing is done. The running slot was proven before that update
+    /// was installed. Nor is a kernel marked that has not run yet.
+    pub(super) fn start_health_gate(&self, arrival: Arrival, settings: &Settings) {
         let world = Arc::clone(&self.world);
         let (started, delay) = (self.started, settings.health_delay);
+        let settings = settings.clone();
         tokio::spawn(async move {
-            if applied {
+            let is_whole = match arrival {
+                Arrival::Whole => true,
+                Arrival::OfUserSpace => world.runs_the_same_kernel(settings).await,
+                Arrival::StillToCome => false,
+            };
+            if !is_whole {
                 world.settle_gate().await;
                 return;
             }
@@ -54,6 +71,29 @@ impl World {
         self.gate.lock().await.settled = true;
     }
 
+    /// Whether the update starts with the kernel that ran before it.
+    async fn runs_the_same_kernel(self: &Arc<Self>, settings: Settings) -> bool {
+        let world = Arc::clone(self);
+        let compared = Engine::blocking(move || {
+            let slots = world.discover_running(&settings)?;
+            is_same_kernel(&world.root, &slots).map_err(|error| UpdateError::Slots(Box::new(error)))
+        })
+        .await;
+        match compared {
+            Ok(true) => return true,
+            Ok(false) => tracing::warn!(
+                "the update has another kernel, which does not run yet: this slot is not marked \
+                 successful before a boot"
+            ),
+            Err(error) => tracing::warn!(
+                why = error.words(),
+                "cannot tell whether the update has another kernel than the one that runs: this \
+                 slot is not marked successful before a boot"
+            ),
+        }
+        false
+    }
+
     /// Comes back when the system is proven. There is a round at the deadline, too: the
     /// machine is not rebooted for what it was a minute before.
     ///
@@ -68,8 +108,7 @@ impl World {
                 Ok(loaded) => known = Some(loaded.settings),
                 Err(error) => tracing::error!("{error}; it is not followed until it is mended"),
             }
-            let limit = known.as_ref().and_then(|settings| settings.health_deadline);
-            let deadline = limit.map(|limit| started + limit);
+            let deadline = deadline(known.as_ref(), started);
             let settings = known.clone().unwrap_or_default();
             let is_late = deadline.is_some_and(|at| at <= Instant::now());
             match self.prove_running_system(&settings).await {
@@ -199,5 +238,30 @@ impl World {
         GptBoot::new(settings).mark_successful(slots)?;
         tracing::info!(slot = %slots.source, "the running slot is marked successful");
         Ok(Ok(()))
+    }
+}
+
+/// When a machine that is not healthy is rebooted. Never while nothing is known of its
+/// settings: they may forbid it.
+fn deadline(known: Option<&Settings>, started: Instant) -> Option<Instant> {
+    Some(started + known?.health_deadline?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_is_rebooted_only_by_settings_that_are_known() {
+        let started = Instant::now();
+        let settings = Settings::default();
+        let ten_minutes = Some(started + Duration::from_secs(600));
+        assert_eq!(deadline(Some(&settings), started), ten_minutes);
+        assert_eq!(deadline(None, started), None);
+        let never = Settings {
+            health_deadline: None,
+            ..settings
+        };
+        assert_eq!(deadline(Some(&never), started), None);
     }
 }

@@ -31,6 +31,7 @@ use crate::prefs::{Key, StateStore, StoreError};
 use crate::root::Root;
 use crate::status::{Command, Snapshot};
 use attempt::Attempt;
+use health_gate::Arrival;
 use reporter::{Keep, Reporter};
 use watchdog::Watchdog;
 
@@ -188,7 +189,11 @@ impl Engine {
         let state = State::start(marker, options(&settings), moment);
         let facts = view::Facts::read(&world, &settings);
         let identity = Identity::load(&world.root, &settings);
-        let applied = !is_up && world.applied_in(&identity.boot_id);
+        let arrival = match (world.applied_in(&identity.boot_id), is_up) {
+            (true, true) => Arrival::OfUserSpace,
+            (applied, false) if applied || marker => Arrival::StillToCome,
+            _ => Arrival::Whole,
+        };
         let engine = Self {
             world,
             state,
@@ -206,7 +211,7 @@ impl Engine {
             engine.remove_marker();
         }
         engine.publish();
-        engine.start_health_gate(marker || applied, &settings);
+        engine.start_health_gate(arrival, &settings);
         engine
     }
 

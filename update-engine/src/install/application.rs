@@ -269,17 +269,10 @@ impl Application {
                 });
             }
         }
-        let files = &self.plan.files;
         let for_boot =
             manifest.part(&Target::Kernel).is_some() || manifest.verity_root_hash().is_some();
-        if for_boot && files.boot_is_unmounted {
-            let reason = "no boot partition is mounted at /boot, so that nothing would find it at \
-                          the next boot; mount it";
-            return Err(file_error(
-                "install a kernel as",
-                &files.target_kernel,
-                std::io::Error::other(reason),
-            ));
+        if for_boot && self.plan.files.boot_is_unmounted {
+            return Err(UpdateError::BootUnmounted);
         }
         if let Some(policy) = manifest.part(&Target::PcrPolicy)
             && policy.new.size > PCR_POLICY_LIMIT

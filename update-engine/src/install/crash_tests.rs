@@ -256,7 +256,7 @@ fn a_kernel_that_no_boot_selector_would_find_is_refused_before_anything_is_writt
     let error = attempt.run().0.result.unwrap_err();
     let words = error.words();
     assert!(
-        words.contains("no boot partition is mounted at /boot"),
+        words.contains("no partition is mounted at /boot"),
         "{words}"
     );
     assert!(machine.disk.to_bytes() == before);

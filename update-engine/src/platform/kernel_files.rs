@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use gptprio::boot::{Kernel, KernelFiles as SlotFiles};
+use gptprio::boot::{Kernel, KernelFiles as SlotFiles, ReadKernelError};
 
 use super::{Discovery, Letter, PlatformError, Slots};
 use crate::config::{PartitionPlace, Settings};
@@ -65,6 +65,25 @@ impl KernelFiles {
                 .map(|place| PartitionFiles::of(root, place, slots))
                 .collect::<Result<_, _>>()?,
         })
+    }
+}
+
+/// Whether both slots start with the same kernel and initial RAM disk. Reads them whole.
+pub fn is_same_kernel(root: &Root, slots: &Slots) -> Result<bool, PlatformError> {
+    let family = Kernel::family(|file| in_boot(root, file).map(|path| path.exists()))?;
+    let read = |letter| {
+        let files = SlotFiles::new(family, letter);
+        let (kernel, initrd) = (in_boot(root, &files.kernel)?, in_boot(root, &files.initrd)?);
+        Kernel::read(&kernel, Some(&initrd), None).map_err(unreadable)
+    };
+    let (source, target) = (read(slots.source.letter)?, read(slots.target.letter)?);
+    source.is_same_as(&target).map_err(unreadable)
+}
+
+fn unreadable(error: ReadKernelError) -> PlatformError {
+    PlatformError::Read {
+        path: error.path.display().to_string(),
+        source: error.source,
     }
 }
 

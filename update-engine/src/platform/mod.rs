@@ -21,7 +21,7 @@ use gptprio::{DeviceError, GptError, Guid};
 
 pub use child::Environment;
 pub use gptprio::{Letter, ParseLetterError};
-pub use kernel_files::{KernelFiles, PartitionFiles};
+pub use kernel_files::{KernelFiles, PartitionFiles, is_same_kernel};
 pub use lock::{LockError, UpdateLock};
 pub use slots::{Discovery, Slot, Slots};
 

@@ -96,19 +96,30 @@ impl Discovery {
         Ok(self.look(root, &mounts, slot_type)?.0)
     }
 
-    /// Whether the disk of the running system has a boot partition and nothing is mounted at
-    /// `/boot`: no boot selector would find a kernel that is put there.
+    /// Whether the disk of the running system has a boot partition and no partition is mounted
+    /// at `/boot`: no boot selector would find a kernel that is put there.
     pub fn lacks_boot_mount(&self, root: &Root, slots: &Slots) -> Result<bool, PlatformError> {
         if *self != Self::Mounted {
             return Ok(false);
         }
         // An automount point is mounted by whoever looks into it.
-        let inside = root.path("/boot/.").map_err(reading(&"/boot"))?;
-        let _ = fs::read_dir(inside);
+        let file_system = |path: &str| -> Result<Option<(u64, u64)>, PlatformError> {
+            let path = root.path(path).map_err(reading(&path))?;
+            Ok(fs::metadata(path)
+                .ok()
+                .map(|found| device_number(found.dev())))
+        };
+        let (own, of_root) = (file_system("/boot/.")?, file_system("/")?);
         let mounts = Mount::all(root)?;
-        let is_boot = |mount: &Mount| mount.mount_point == "/boot" && mount.is_on_device();
-        if mounts.iter().any(is_boot) || matches!(running_place(root, &mounts)?, Place::File { .. })
-        {
+        let is_boot = |mount: &Mount| {
+            // The folder may be a link to the mount point.
+            let is_linked = own.is_some() && own != of_root && mount.device == own;
+            mount.is_on_device() && (mount.mount_point == "/boot" || is_linked)
+        };
+        if mounts.iter().any(is_boot) {
+            return Ok(false);
+        }
+        if let Place::File { .. } = running_place(root, &mounts)? {
             return Ok(false);
         }
         Ok(read_table(&slots.disk)?.boot_partition().is_some())
