@@ -170,8 +170,6 @@ impl Drive {
             ]);
             top = "logged";
         }
-        // Not NVMe: that of QEMU 7.2 loses a request now and then, and the machine waits
-        // for it until its watchdog barks.
         words.extend(["-device".into(), format!("virtio-blk-pci,drive={top}")]);
         words
     }
