@@ -50,13 +50,19 @@ fn server_of(release: &Release) -> FaultServer {
     .unwrap()
 }
 
-/// A machine in its first boot of the new version, in slot B, with its daemon not yet
-/// started.
-fn updated_from(server: &FaultServer) -> Machine {
+/// A machine on which the update is applied and waits for the reboot, with no daemon.
+fn installed_from(server: &FaultServer) -> Machine {
     let machine = Machine::new(SLOT_SIZE, &server.url("/v1/update/"), "ed25519").unwrap();
     let daemon = machine.start_daemon().unwrap();
     machine.client(&["-update"]).unwrap().success().unwrap();
     drop(daemon);
+    machine
+}
+
+/// A machine in its first boot of the new version, in slot B, with its daemon not yet
+/// started.
+fn updated_from(server: &FaultServer) -> Machine {
+    let machine = installed_from(server);
     assert_eq!(machine.reboot(SECOND_BOOT, version_of).unwrap(), Slot::B);
     machine
 }
@@ -209,10 +215,7 @@ fn a_reboot_that_led_to_the_same_system_again_is_not_repeated() {
 #[test]
 fn a_soft_reboot_into_the_update_is_a_boot_unless_the_kernel_changes() {
     let server = server_of(&release());
-    let machine = Machine::new(SLOT_SIZE, &server.url("/v1/update/"), "ed25519").unwrap();
-    let daemon = machine.start_daemon().unwrap();
-    machine.client(&["-update"]).unwrap().success().unwrap();
-    drop(daemon);
+    let machine = installed_from(&server);
     let settings = "FIRST_CHECK_DELAY=1d\nHEALTH_DELAY=0s\n";
     machine
         .write("etc/update-engine/update.conf", settings)

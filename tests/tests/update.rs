@@ -33,6 +33,15 @@ fn serve(release: &Release) -> FaultServer {
     .unwrap()
 }
 
+/// A machine on which the update is applied and waits for the reboot, with no daemon.
+fn installed_from(server: &FaultServer) -> Machine {
+    let machine = Machine::new(SLOT_SIZE, &server.url("/v1/update/"), "ed25519").unwrap();
+    let daemon = machine.start_daemon().unwrap();
+    machine.client(&["-follow"]).unwrap().success().unwrap();
+    drop(daemon);
+    machine
+}
+
 /// The events in `exchanges` as `type/result`, with previous version or error code.
 fn told(exchanges: &[Exchange]) -> Result<Vec<String>> {
     let words = |event: &Event| {
@@ -160,10 +169,7 @@ fn a_signed_payload_updates_the_other_slot_and_the_server_hears_of_it() {
 fn a_reboot_into_the_new_version_is_reported_and_marked_successful() {
     let release = Release::make(Recipe::default()).unwrap();
     let server = serve(&release);
-    let machine = Machine::new(SLOT_SIZE, &server.url("/v1/update/"), "ed25519").unwrap();
-    let daemon = machine.start_daemon().unwrap();
-    machine.client(&["-follow"]).unwrap().success().unwrap();
-    drop(daemon);
+    let machine = installed_from(&server);
 
     let slot = machine.reboot(SECOND_BOOT, version_of).unwrap();
     assert_eq!(slot, Slot::B);
@@ -191,10 +197,7 @@ fn a_reboot_into_the_new_version_is_reported_and_marked_successful() {
 fn a_new_slot_that_says_the_version_of_the_old_one_is_no_rollback() {
     let release = Release::make(Recipe::default()).unwrap();
     let server = serve(&release);
-    let machine = Machine::new(SLOT_SIZE, &server.url("/v1/update/"), "ed25519").unwrap();
-    let daemon = machine.start_daemon().unwrap();
-    machine.client(&["-follow"]).unwrap().success().unwrap();
-    drop(daemon);
+    let machine = installed_from(&server);
     let slot = machine.reboot(SECOND_BOOT, |_| "1.0.0").unwrap();
     assert_eq!(slot, Slot::B);
     let _daemon = machine.start_daemon_in(Slot::B).unwrap();
@@ -212,10 +215,7 @@ fn a_new_slot_that_says_the_version_of_the_old_one_is_no_rollback() {
 fn a_version_that_does_not_come_up_is_rolled_back_reported_once_and_not_installed_again() {
     let release = Release::make(Recipe::default()).unwrap();
     let server = serve(&release);
-    let machine = Machine::new(SLOT_SIZE, &server.url("/v1/update/"), "ed25519").unwrap();
-    let daemon = machine.start_daemon().unwrap();
-    machine.client(&["-follow"]).unwrap().success().unwrap();
-    drop(daemon);
+    let machine = installed_from(&server);
 
     let slot = machine.reboot(SECOND_BOOT, version_of).unwrap();
     assert_eq!(slot, Slot::B, "the new version gets its try");
@@ -243,10 +243,7 @@ fn a_version_that_does_not_come_up_is_rolled_back_reported_once_and_not_installe
 fn a_power_cut_between_the_record_and_the_flip_is_no_rollback() {
     let release = Release::make(Recipe::default()).unwrap();
     let server = serve(&release);
-    let machine = Machine::new(SLOT_SIZE, &server.url("/v1/update/"), "ed25519").unwrap();
-    let daemon = machine.start_daemon().unwrap();
-    machine.client(&["-follow"]).unwrap().success().unwrap();
-    drop(daemon);
+    let machine = installed_from(&server);
     let mut unflip = program("gptprio").unwrap();
     unflip
         .args(["set", "--priority", "0", "--tries", "0"])

@@ -417,10 +417,11 @@ fn options(settings: &Settings) -> Options {
 /// Settings for the start: a file that is wrong must not keep the daemon from
 /// running, since each attempt reads it again and says what is wrong.
 fn load_settings(root: &Root) -> Settings {
-    if let Err(error) = Loaded::read(root) {
+    let loaded = Loaded::read(root).or_else(|error| {
         tracing::error!("{error}; nothing is installed until it is mended");
-    }
-    Loaded::read_leniently(root).map_or_else(|_| Settings::default(), |loaded| loaded.settings)
+        Loaded::read_leniently(root)
+    });
+    loaded.map_or_else(|_| Settings::default(), |loaded| loaded.settings)
 }
 
 async fn sleep_until(at: Option<Instant>) {
