@@ -1,8 +1,8 @@
 //! Files that are read, and files that appear whole or not at all.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File, Metadata, Permissions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -31,19 +31,23 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// Starts a file that will be `path`. Other programs may read it, as far as
-    /// the umask allows.
-    pub(crate) fn create(path: &Path) -> Result<Self> {
+    /// Starts a file that will be `path`, in place of none of `inputs`. Other programs
+    /// may read it, as far as the umask allows.
+    pub(crate) fn create<'a>(
+        path: &Path,
+        inputs: impl IntoIterator<Item = &'a PathBuf>,
+    ) -> Result<Self> {
+        check_replaceable(path, inputs)?;
         Self::with_mode(path, 0o666)
     }
 
     /// Starts a file that only its owner can read.
     pub(crate) fn create_secret(path: &Path) -> Result<Self> {
+        check_replaceable(path, [])?;
         Self::with_mode(path, 0o600)
     }
 
     fn with_mode(path: &Path, mode: u32) -> Result<Self> {
-        check_replaceable(path)?;
         let file = tempfile::Builder::new()
             .prefix(".payload-")
             .permissions(Permissions::from_mode(mode))
@@ -84,10 +88,27 @@ impl Output {
 }
 
 /// Refuses a path that a new file cannot take: renaming over a device would not
-/// write to it but replace it.
-pub(crate) fn check_replaceable(path: &Path) -> Result<()> {
-    if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+/// write to it but replace it, and an image or a private key must not be lost to a
+/// typing error.
+pub(crate) fn check_replaceable<'a>(
+    path: &Path,
+    inputs: impl IntoIterator<Item = &'a PathBuf>,
+) -> Result<()> {
+    let Ok(found) = fs::metadata(path) else {
+        return Ok(());
+    };
+    if !found.is_file() {
         bail!("{} exists and is not a regular file", path.display());
+    }
+    for input in inputs {
+        let is_same = |other: Metadata| (other.dev(), other.ino()) == (found.dev(), found.ino());
+        if fs::metadata(input).is_ok_and(is_same) {
+            bail!(
+                "{} is in use as {} already; write to another file",
+                path.display(),
+                input.display()
+            );
+        }
     }
     Ok(())
 }

@@ -62,7 +62,10 @@ impl Attach {
         let bar = progress("attach", size);
         let context = || format!("attach signatures to {}", self.input.display());
         let mut draft = Draft::read(bar.wrap_read(input)).with_context(context)?;
-        let mut output = Output::create(&self.out)?;
+        let mut output = Output::create(
+            &self.out,
+            self.signature.iter().chain(&self.metadata_signature),
+        )?;
         draft
             .attach(signatures, of_metadata, output.file())
             .with_context(context)?;

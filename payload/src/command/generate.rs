@@ -112,13 +112,16 @@ impl Generate {
         let profile = self.profile()?;
         NamedFile::check_distinct(&self.partition, "--partition")?;
         NamedFile::check_distinct(&self.old_partition, "--old-partition")?;
-        let mut release = self.facts.release()?;
+        let release = match profile {
+            Profile::V1 => None,
+            Profile::V2 | Profile::V2Aosp => Some(self.facts.release()?),
+        };
         let keys = keys::private(&self.private_key)?;
         let (image, _) = files::open(&self.new)?;
         let kernel = self.kernel.as_deref().map(files::open).transpose()?;
         let kernel_size = kernel.as_ref().map_or(0, |(_, size)| *size);
         let partitions = open_all(&self.partition)?;
-        files::check_replaceable(&self.out)?;
+        files::check_replaceable(&self.out, self.inputs())?;
         if let Some(name) = NamedFile::without(&self.old_partition, &self.partition) {
             bail!("--old-partition {name}=... needs --partition {name}=... for the new one");
         }
@@ -132,7 +135,6 @@ impl Generate {
             .verity
             .prepare(&image, &self.out)
             .with_context(context)?;
-        release.verity_root_hash = verity.root_hash;
         let image: &dyn Image = match &verity.appended {
             Some(appended) => appended,
             None => &image,
@@ -190,10 +192,11 @@ impl Generate {
         };
         let mut draft = draft.with_context(context)?;
         verity.put_into(&mut draft).with_context(context)?;
-        if profile != Profile::V1 {
+        if let Some(mut release) = release {
+            release.verity_root_hash = verity.root_hash;
             draft.set_release(release).with_context(context)?;
         }
-        let mut output = Output::create(&self.out)?;
+        let mut output = Output::create(&self.out, self.inputs())?;
         let written = draft.sign(&keys, output.file()).with_context(context)?;
         output.commit()?;
 
@@ -206,6 +209,20 @@ impl Generate {
             signed_by(keys.len(), "key"),
         ));
         Ok(())
+    }
+
+    /// All files that are read.
+    fn inputs(&self) -> impl Iterator<Item = &PathBuf> {
+        let named = self.partition.iter().chain(&self.old_partition);
+        [&self.new]
+            .into_iter()
+            .chain(
+                [&self.kernel, &self.old, &self.old_kernel]
+                    .into_iter()
+                    .flatten(),
+            )
+            .chain(named.map(|named| &named.path))
+            .chain(&self.private_key)
     }
 
     fn profile(&self) -> Result<Profile> {

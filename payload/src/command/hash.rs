@@ -74,14 +74,11 @@ impl Hash {
                 self.input.display()
             );
         }
-        let files = [
-            (self.out, Some(digests.payload)),
-            (self.metadata_out, digests.metadata),
-        ];
-        for (path, digest) in files {
-            if let (Some(path), Some(digest)) = (path, digest) {
-                write_digest(&path, &digest)?;
-            }
+        if let Some(out) = &self.out {
+            write_digest(out, [&self.input], &digests.payload)?;
+        }
+        if let (Some(out), Some(digest)) = (&self.metadata_out, &digests.metadata) {
+            write_digest(out, self.out.iter().chain([&self.input]), digest)?;
         }
         let mut out = io::stdout().lock();
         writeln!(out, "{}", hex::encode(digests.payload))?;
@@ -92,8 +89,12 @@ impl Hash {
     }
 }
 
-fn write_digest(path: &Path, digest: &[u8; 32]) -> Result<()> {
-    let mut output = Output::create(path)?;
+fn write_digest<'a>(
+    path: &Path,
+    inputs: impl IntoIterator<Item = &'a PathBuf>,
+    digest: &[u8; 32],
+) -> Result<()> {
+    let mut output = Output::create(path, inputs)?;
     output
         .file()
         .write_all(digest)

@@ -69,7 +69,7 @@ impl Keygen {
 
         let mut output = Output::create_secret(&self.out)?;
         write(&mut output, private.as_bytes(), &self.out)?;
-        let mut public_output = Output::create(&public_path)?;
+        let mut public_output = Output::create(&public_path, [])?;
         write(&mut public_output, public.as_bytes(), &public_path)?;
         output.commit_new()?;
         public_output.commit_new()?;

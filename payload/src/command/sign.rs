@@ -42,7 +42,7 @@ impl Sign {
         let bar = progress("sign", size);
         let context = || format!("sign {}", self.input.display());
         let mut draft = Draft::read(bar.wrap_read(input)).with_context(context)?;
-        let mut output = Output::create(&self.out)?;
+        let mut output = Output::create(&self.out, &self.private_key)?;
         draft.sign(&keys, output.file()).with_context(context)?;
         output.commit()?;
         bar.finish_and_clear();

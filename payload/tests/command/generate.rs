@@ -1,5 +1,7 @@
 //! Payloads out of images, and back.
 
+use std::fs;
+
 use crate::{Bench, noise};
 
 const BLOCK: usize = 4096;
@@ -98,4 +100,75 @@ fn payloads_can_be_read_by_others() {
     bench.good("generate --new new.img --out u.payload");
     let mode = |name| bench.path(name).metadata().unwrap().permissions().mode();
     assert_eq!(mode("u.payload"), mode("plain"), "as the umask says");
+}
+
+#[test]
+fn what_is_read_is_never_replaced() {
+    let bench = Bench::new();
+    let keys = format!("{}/../fixtures/keys", env!("CARGO_MANIFEST_DIR"));
+    fs::copy(
+        format!("{keys}/ed25519_DO_NOT_USE.pem"),
+        bench.path("k.pem"),
+    )
+    .unwrap();
+    fs::hard_link(bench.path("k.pem"), bench.path("linked")).unwrap();
+    bench.write("new.img", &[7; BLOCK]);
+    bench.write("s.sig", &[0; 64]);
+    bench.good("generate --new new.img --format v2 --out u");
+    let before = ["k.pem", "new.img", "s.sig", "u"].map(|name| (name, bench.read(name)));
+    for (arguments, out, input) in [
+        (
+            "generate --new new.img --private-key k.pem --out k.pem",
+            "k.pem",
+            "k.pem",
+        ),
+        (
+            "generate --new new.img --private-key k.pem --out linked",
+            "linked",
+            "k.pem",
+        ),
+        (
+            "generate --new new.img --out ./new.img",
+            "./new.img",
+            "new.img",
+        ),
+        (
+            "generate --new u --old new.img --out new.img",
+            "new.img",
+            "new.img",
+        ),
+        (
+            "generate --new u --kernel new.img --out new.img",
+            "new.img",
+            "new.img",
+        ),
+        (
+            "generate --new u --partition oem=new.img --out new.img",
+            "new.img",
+            "new.img",
+        ),
+        ("sign --private-key k.pem u k.pem", "k.pem", "k.pem"),
+        ("hash u --signature-sizes 64 --out u", "u", "u"),
+        (
+            "hash u --signature-sizes 64 --out d --metadata-out ./d",
+            "./d",
+            "d",
+        ),
+        (
+            "attach u --signature s.sig --metadata-signature s.sig s.sig",
+            "s.sig",
+            "s.sig",
+        ),
+    ] {
+        assert_eq!(
+            bench.refused(arguments),
+            format!("payload: {out} is in use as {input} already; write to another file\n"),
+            "{arguments}"
+        );
+    }
+    for (name, bytes) in before {
+        assert!(bench.read(name) == bytes, "{name}");
+    }
+    // A payload may get its signatures in place.
+    bench.good("sign --private-key k.pem u u");
 }

@@ -89,6 +89,52 @@ fn facts_about_the_release_ask_for_version_2_and_are_shown() {
 }
 
 #[test]
+fn facts_that_no_machine_could_accept_are_refused() {
+    let bench = bench();
+    for (arguments, reason) in [
+        (
+            "--release-version v4.0",
+            "as in 4230.1.0 or 4230.1.0+build-7",
+        ),
+        ("--min-source-version 4230.", "as in 4230.1.0"),
+        ("--release-version ", "as in 4230.1.0"),
+        ("--board ", "a value is required for '--board <BOARD>'"),
+        ("--app-id ", "a value is required for '--app-id <ID>'"),
+    ] {
+        let outcome = bench.payload(&format!("generate --new new.img --out o {arguments}"));
+        assert_eq!(outcome.status, Some(2), "{arguments}: {outcome:?}");
+        assert!(outcome.stderr.contains(reason), "{}", outcome.stderr);
+    }
+    let stderr = bench.refused("generate --new new.img --created 100 --expires 90 --out o");
+    assert!(stderr.contains("--expires 90 is not after"), "{stderr}");
+    assert!(!bench.exists("o"));
+
+    let late = bench.payload("generate --new new.img --expires 90 --out o");
+    assert_eq!(late.status, Some(0), "{late:?}");
+    let warning = "warning: --expires 90 is past; no machine will install this\n";
+    assert!(late.stderr.contains(warning), "{}", late.stderr);
+    bench.good("generate --new new.img --release-version 4230.1.0+nightly-2 --out o");
+}
+
+#[test]
+fn an_unset_or_unused_time_of_making_is_no_obstacle() {
+    let bench = bench();
+    for (format, seconds) in [("v1", "yesterday"), ("v1", ""), ("v2", "")] {
+        let mut command =
+            bench.command(&format!("generate --new new.img --format {format} --out o"));
+        command.env("SOURCE_DATE_EPOCH", seconds);
+        let made = command.stdin(Stdio::null()).output().unwrap();
+        assert!(made.status.success(), "{format} {seconds:?}: {made:?}");
+    }
+    let mut command = bench.command("generate --new new.img --format v2 --out o");
+    let made = command
+        .env("SOURCE_DATE_EPOCH", "yesterday")
+        .output()
+        .unwrap();
+    assert_eq!(made.status.code(), Some(1), "{made:?}");
+}
+
+#[test]
 fn what_a_format_cannot_do_is_refused() {
     let bench = bench();
     let long = "x".repeat(257);
