@@ -21,6 +21,8 @@ pub const BOOT_LIMIT: Duration = Duration::from_secs(240);
 pub const SHELL_LIMIT: Duration = Duration::from_secs(60);
 /// An update of a few dozen MiB.
 pub const UPDATE_LIMIT: Duration = Duration::from_secs(300);
+/// Asks for an update and looks more often than people need whether it is done.
+const UPDATE: &str = "update_engine_client -update -poll-seconds=0.5";
 
 /// What the first program of a boot, or the system it started, told the console.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -207,7 +209,7 @@ impl Machine {
     ///
     /// It is not.
     pub fn update(&mut self) -> Result<()> {
-        let said = self.shell_within("update_engine_client -update", UPDATE_LIMIT)?;
+        let said = self.shell_within(UPDATE, UPDATE_LIMIT)?;
         let status = self.shell("update_engine_client -status")?;
         ensure!(
             status.contains("UPDATE_STATUS_UPDATED_NEED_REBOOT"),
@@ -223,7 +225,7 @@ impl Machine {
     ///
     /// The daemon does not answer.
     pub fn check(&mut self) -> Result<String> {
-        self.shell_within("update_engine_client -update", UPDATE_LIMIT)
+        self.shell_within(UPDATE, UPDATE_LIMIT)
     }
 
     /// Reboots in an orderly way. Returns at once.
