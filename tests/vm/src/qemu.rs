@@ -156,7 +156,8 @@ impl Drive {
         let image = self.image.display();
         let mut words = vec![
             "-blockdev".into(),
-            format!("driver=file,filename={image},node-name=file"),
+            // What the machine flushes outlives its power cuts without the host's disk.
+            format!("driver=file,filename={image},node-name=file,cache.no-flush=on"),
             "-blockdev".into(),
             "driver=raw,file=file,node-name=disk".into(),
         ];
