@@ -2,24 +2,23 @@
 
 mod delta;
 mod facts;
+mod full;
 mod verity;
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use indicatif::HumanBytes;
 use payload::Image;
-use payload::make::verity::ImageReader;
-use payload::make::{self, Profile, Source};
-use payload::pipeline;
+use payload::make::Profile;
 use payload::recompress::Encoders;
 
 use super::named::NamedFile;
 use crate::files::{self, Output};
 use crate::keys;
-use crate::talk::{progress, say, signed_by};
+use crate::talk::{say, signed_by};
 use delta::Pair;
 use facts::Facts;
 use verity::Verity;
@@ -118,16 +117,15 @@ impl Generate {
         };
         let keys = keys::private(&self.private_key)?;
         let (image, _) = files::open(&self.new)?;
-        let kernel = self.kernel.as_deref().map(files::open).transpose()?;
-        let kernel_size = kernel.as_ref().map_or(0, |(_, size)| *size);
-        let partitions = open_all(&self.partition)?;
+        let kernel = open(self.kernel.as_deref())?;
+        let named = open_all(&self.partition)?;
         files::check_replaceable(&self.out, self.inputs())?;
         if let Some(name) = NamedFile::without(&self.old_partition, &self.partition) {
             bail!("--old-partition {name}=... needs --partition {name}=... for the new one");
         }
-        let old = self.old.as_deref().map(files::open).transpose()?;
-        let old_kernel = self.old_kernel.as_deref().map(files::open).transpose()?;
-        let old_partitions = open_all(&self.old_partition)?;
+        let old = open(self.old.as_deref())?;
+        let old_kernel = open(self.old_kernel.as_deref())?;
+        let old_named = open_all(&self.old_partition)?;
         let scratch = files::scratch_beside(&self.out)?;
 
         let context = || format!("make a payload of {}", self.new.display());
@@ -139,56 +137,32 @@ impl Generate {
             Some(appended) => appended,
             None => &image,
         };
-        let sizes = partitions.iter().map(|(_, _, size)| *size);
-        let total = sizes.fold(image.len().saturating_add(kernel_size), u64::saturating_add);
-        let draft = if let Some((old, _)) = &old {
-            let image = Pair {
-                old: Some(old),
-                new: image,
-            };
-            let kernel = kernel.as_ref().map(|(new, _)| Pair {
-                old: old_kernel.as_ref().map(|(old, _)| old),
-                new,
-            });
-            let named: Vec<_> = partitions
-                .iter()
-                .map(|(name, new, _)| {
-                    let mut old = old_partitions.iter();
-                    let old = old.find(|(other, ..)| other == name);
-                    let old = old.map(|(_, old, _)| old);
-                    (*name, Pair { old, new })
-                })
-                .collect();
-            let encoders = Encoders::available(&self.encoders);
-            delta::draft(&image, kernel.as_ref(), &named, profile, &encoders, scratch)
-        } else {
-            let bar = progress("compress", total);
-            let mut reader = bar.wrap_read(ImageReader::new(image));
-            let mut kernel = kernel.map(|(file, size)| (bar.wrap_read(file), size));
-            let mut partitions: Vec<_> = partitions
-                .into_iter()
-                .map(|(name, file, size)| (name, bar.wrap_read(file), size))
-                .collect();
-            let named = partitions.iter_mut().map(|(name, reader, size)| {
-                let size = *size;
-                ((*name).to_owned(), Source { reader, size })
-            });
-            let draft = make::full(
-                Source {
-                    reader: &mut reader,
-                    size: image.len(),
-                },
-                kernel.as_mut().map(|(reader, size)| Source {
-                    reader,
-                    size: *size,
-                }),
-                named.collect(),
-                profile,
-                scratch,
-                pipeline::all_cores(),
-            );
-            bar.finish_and_clear();
-            draft.map_err(Into::into)
+        let named = named.iter().map(|(name, file)| (*name, file));
+        let beside = kernel.iter().chain(named.clone().map(|(_, file)| file));
+        let total = beside.fold(image.len(), |total, file| total.saturating_add(file.len()));
+        let draft = match &old {
+            Some(old) => {
+                let pair = |old, new| Pair { old, new };
+                let named = named.map(|(name, new)| {
+                    let old = old_named.iter().find(|(other, _)| *other == name);
+                    (name, pair(old.map(|(_, old)| old), new))
+                });
+                delta::draft(
+                    &pair(Some(old), image),
+                    kernel
+                        .as_ref()
+                        .map(|new| pair(old_kernel.as_ref(), new))
+                        .as_ref(),
+                    &named.collect::<Vec<_>>(),
+                    profile,
+                    &Encoders::available(&self.encoders),
+                    scratch,
+                )
+            }
+            None => {
+                let named: Vec<_> = named.collect();
+                full::draft(image, kernel.as_ref(), &named, profile, scratch).map_err(Into::into)
+            }
         };
         let mut draft = draft.with_context(context)?;
         verity.put_into(&mut draft).with_context(context)?;
@@ -243,12 +217,14 @@ impl Generate {
     }
 }
 
-/// Each with its name and size.
-fn open_all(files: &[NamedFile]) -> Result<Vec<(&str, File, u64)>> {
-    let files = files.iter();
-    let opened = files.map(|NamedFile { name, path }| {
-        let (file, size) = files::open(path)?;
-        Ok((&**name, file, size))
-    });
+fn open(path: Option<&Path>) -> Result<Option<File>> {
+    path.map(|path| Ok(files::open(path)?.0)).transpose()
+}
+
+/// Each with its name.
+fn open_all(files: &[NamedFile]) -> Result<Vec<(&str, File)>> {
+    let opened = files
+        .iter()
+        .map(|NamedFile { name, path }| Ok((&**name, files::open(path)?.0)));
     opened.collect()
 }

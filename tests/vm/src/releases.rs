@@ -155,7 +155,10 @@ impl Releases {
         fs::copy(payload, &copy)?;
         // A file that has rested is offered at the server's next look.
         let rested = SystemTime::now() - Duration::from_secs(60);
-        File::options().write(true).open(&copy)?.set_modified(rested)?;
+        File::options()
+            .write(true)
+            .open(&copy)?
+            .set_modified(rested)?;
         fs::rename(copy, folder.join("update.payload"))?;
         poll_every(
             LOOK,
