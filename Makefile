@@ -45,23 +45,32 @@ fuzz: setup ## Mutated inputs for a parser, or all; TARGET, RUNS (default 100000
 	$(CARGO) run --release -p payload --features fuzzing --example fuzz -- "$(or $(TARGET),all)" $(or $(RUNS),1000000)
 
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
+ARCH ?= $(firstword $(subst -, ,$(HOST)))
 
-stage0: setup ## Boot selector as an initramfs; MODULES="A.ko B.ko", SETTINGS=gptprio.conf
+stage0: setup ## Boot selector as an initramfs; MODULES="A.ko B.ko", SETTINGS=gptprio.conf, ARCH=aarch64
+	$(call has-target,$(STAGE0_TARGET))
 	mkdir -p $(TARGET_DIR)/stage0
 	$(CARGO) build --release -p gptprio --bin gptprio
-	RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --profile dist --target $(HOST) \
+	RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --profile dist --target $(STAGE0_TARGET) \
 		-p gptprio --no-default-features --features init --bin gptprio-init
-	cp $(TARGET_DIR)/$(HOST)/dist/gptprio-init $(TARGET_DIR)/stage0/
+	cp $(TARGET_DIR)/$(STAGE0_TARGET)/dist/gptprio-init $(TARGET_DIR)/stage0/
 	$(TARGET_DIR)/release/gptprio initramfs --init $(TARGET_DIR)/stage0/gptprio-init \
 		$(addprefix --module ,$(MODULES)) $(addprefix --settings ,$(SETTINGS)) \
 		$(TARGET_DIR)/stage0/initramfs.cpio
 
-uefi: setup ## Boot selector as a program of UEFI firmware, target/uefi/BOOTX64.EFI
-	@rustc --print target-libdir --target x86_64-unknown-uefi | xargs test -d || { \
-		echo "The target is missing; install it: rustup target add x86_64-unknown-uefi" >&2; exit 1; }
+uefi: setup ## Boot selector as a program of UEFI firmware, target/uefi/BOOTX64.EFI; ARCH=aarch64
+	$(call has-target,$(ARCH)-unknown-uefi)
 	mkdir -p $(TARGET_DIR)/uefi
-	$(CARGO) build --profile dist --target x86_64-unknown-uefi -p gptprio-uefi
-	cp $(TARGET_DIR)/x86_64-unknown-uefi/dist/gptprio-uefi.efi $(TARGET_DIR)/uefi/BOOTX64.EFI
+	$(CARGO) build --profile dist --target $(ARCH)-unknown-uefi -p gptprio-uefi
+	cp $(TARGET_DIR)/$(ARCH)-unknown-uefi/dist/gptprio-uefi.efi $(TARGET_DIR)/uefi/$(UEFI_PROGRAM)
+
+STAGE0_TARGET := $(if $(filter $(ARCH)-%,$(HOST)),$(HOST),$(ARCH)-unknown-linux-gnu)
+UEFI_PROGRAM := BOOT$(if $(filter aarch64,$(ARCH)),AA64,X64).EFI
+
+define has-target
+@rustc --print target-libdir --target $(1) | xargs test -d || { \
+	echo "The target is missing; install it: rustup target add $(1)" >&2; exit 1; }
+endef
 
 lint: setup ## Formatting, clippy and documentation, warnings are errors
 	$(CARGO) fmt --all --check

@@ -28,5 +28,5 @@ mod selector;
 
 #[cfg(not(target_os = "uefi"))]
 fn main() {
-    eprintln!("gptprio-uefi runs on UEFI firmware: build it with --target x86_64-unknown-uefi");
+    eprintln!("gptprio-uefi runs on UEFI firmware: build it with make uefi");
 }
