@@ -2,7 +2,7 @@
 //! error, with the end of the console in it.
 
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -26,6 +26,8 @@ use crate::write_log::WriteLog;
 
 /// Power cuts after which the disk is only read.
 const READ_CUTS: usize = 40;
+/// Power cuts after each write to a partition table.
+const TABLE_CUTS: usize = 20;
 /// A place is given back after the soak of a second and some looks at the machine.
 const RELEASE_LIMIT: Duration = Duration::from_secs(120);
 
@@ -349,58 +351,75 @@ impl Lab {
         self.releases.publish(&identity.track, "2.0.0", None)?;
         let mut machine = self.machine(&identity, &Chain::Host)?;
         let folder = TempDir::new()?;
-        let (base, log) = (folder.path().join("base"), folder.path().join("log"));
-        fs::copy(machine.disk.path(), &base)?;
-        File::create(&log)?;
-        machine.log_writes(&log);
-        machine.start()?;
-        machine.up()?;
-        machine.update()?;
-        machine.power_off()?;
-
-        let length = fs::metadata(&base)?.len();
-        let log = WriteLog::read(&log, length)?;
-        println!("an update writes: {:?}", log.totals());
+        let writes = Writes::of(&mut machine, folder.path(), |machine| {
+            machine.up()?;
+            machine.update()
+        })?;
+        println!("an update writes: {:?}", writes.log.totals());
         let rng = &mut Rng::with_seed(seed);
-        let cut = folder.path().join("cut");
-        let boot_files = |disk: &Disk, slot| boot_files(disk, slot, folder.path());
-        for moment in log.moments(READ_CUTS, rng) {
-            log.cut(&base, moment, &cut, rng)?;
-            let cut = Disk::at(&cut, SIZES);
-            let slot = cut.next_boot()?;
-            let whole = boot_files(&machine.disk, slot)?;
-            let what = || format!("a cut after entry {moment}, seed {seed}: {slot:?} is selected");
+        for moment in writes.log.moments(READ_CUTS, rng) {
+            let what = || format!("a cut after entry {moment}, seed {seed}");
+            let cut = writes.cut(moment, rng)?;
+            let slot = cut.next_boot().with_context(what)?;
+            let files = |disk| boot_files(disk, slot, folder.path());
             ensure!(
-                boot_files(&cut, slot).with_context(what)? == whole,
-                "{}, and its files are not whole",
+                files(&cut).with_context(what)? == files(&machine.disk)?,
+                "{}: {slot:?} is selected, and its files are not whole",
                 what()
             );
         }
         println!("{READ_CUTS} cuts: the files of the selected slot are whole");
-        let (mut old, mut new) = (0, 0);
-        for moment in log.moments(count, rng) {
-            log.cut(&base, moment, &cut, rng)?;
-            let version = boot_selected(&cut, &format!("cut-{moment}"))
-                .with_context(|| format!("a cut after entry {moment}, seed {seed}"))?;
-            match &*version {
-                FIRST => old += 1,
-                "2.0.0" => new += 1,
-                other => bail!("a cut after entry {moment}: {other} comes up"),
-            }
-        }
+        let (old, new) = writes.boot(&writes.log.moments(count, rng), rng)?;
         println!("{count} cuts: the old version comes up {old} times, the new one {new} times");
+        writes.can_be_lost(rng)
+    }
 
-        let careless = log.without_flushes_between_tables();
-        let mut lost = 0;
-        for moment in careless.table_moments() {
-            for _ in 0..20 {
-                careless.cut(&base, moment, &cut, rng)?;
-                lost += usize::from(Disk::at(&cut, SIZES).next_boot().is_err());
+    /// Cuts the power of a machine while its selector mends one copy of the partition
+    /// table and spends the try of a new version: after `count` of these writes the old or
+    /// the new version comes up, and after many more cuts something is selected. The same
+    /// without the sync between the copies must fail.
+    ///
+    /// # Errors
+    ///
+    /// Where it went wrong.
+    pub fn selector_cuts(&self, chain: &Chain, count: usize, seed: u64) -> Result<()> {
+        let identity = Identity::new("selector-cuts");
+        self.releases.publish(&identity.track, "2.0.0", None)?;
+        let mut machine = self.machine(&identity, chain)?;
+        machine.start()?;
+        machine.up()?;
+        machine.update()?;
+        machine.power_off()?;
+        Damage::PrimaryTable.apply(&machine.disk)?;
+        let folder = TempDir::new()?;
+        let writes = Writes::of(&mut machine, folder.path(), |machine| {
+            let up = machine.up()?;
+            ensure!(up.version == "2.0.0", "{up:?} {}", machine.last_words());
+            Ok(())
+        })?;
+        println!("a boot writes: {:?}", writes.log.totals());
+        let rng = &mut Rng::with_seed(seed);
+        let mut moments = writes.log.table_moments();
+        let mut chosen = [0; 2];
+        for moment in &moments {
+            for _ in 0..TABLE_CUTS {
+                let slot = writes.cut(*moment, rng)?.next_boot();
+                let slot =
+                    slot.with_context(|| format!("a cut after entry {moment}, seed {seed}"))?;
+                chosen[usize::from(slot == Slot::B)] += 1;
             }
         }
-        println!("without the sync between the tables {lost} cuts would leave nothing that boots");
-        ensure!(lost > 0, "the check cannot fail");
-        Ok(())
+        let [old, new] = chosen;
+        println!(
+            "{} cuts select the old version {old} times, the new one {new} times",
+            old + new
+        );
+        ensure!(old > 0 && new > 0, "the try was not spent in between");
+        rng.shuffle(&mut moments);
+        let moments: Vec<_> = moments.into_iter().cycle().take(count).collect();
+        let (old, new) = writes.boot(&moments, rng)?;
+        println!("{count} cuts: the old version comes up {old} times, the new one {new} times");
+        writes.can_be_lost(rng)
     }
 
     /// locksmithd takes a place in etcd's semaphore and jumps into the new version; the
@@ -452,6 +471,81 @@ impl Lab {
             up.version
         );
         machine.cut()
+    }
+}
+
+/// What a machine wrote to its disk while it was switched on once.
+struct Writes {
+    /// The disk as it was before.
+    base: PathBuf,
+    log: WriteLog,
+    /// Place for one disk.
+    cut: PathBuf,
+}
+
+impl Writes {
+    /// Switches `machine` on, lets `drive` do something with it, and switches it off.
+    fn of(
+        machine: &mut Machine,
+        folder: &Path,
+        drive: impl FnOnce(&mut Machine) -> Result<()>,
+    ) -> Result<Self> {
+        let [base, log, cut] = ["base", "log", "cut"].map(|name| folder.join(name));
+        fs::copy(machine.disk.path(), &base)?;
+        File::create(&log)?;
+        machine.log_writes(&log);
+        machine.start()?;
+        let resets = machine.resets();
+        drive(machine)?;
+        machine.power_off()?;
+        ensure!(machine.resets() == resets, "{}", machine.last_words());
+        let length = fs::metadata(&base)?.len();
+        Ok(Self {
+            log: WriteLog::read(&log, length)?,
+            base,
+            cut,
+        })
+    }
+
+    /// The disk after a power cut; the next call makes it anew.
+    fn cut(&self, moment: usize, rng: &mut Rng) -> Result<Disk> {
+        self.log.cut(&self.base, moment, &self.cut, rng)?;
+        Ok(Disk::at(&self.cut, SIZES))
+    }
+
+    /// Boots the disk after a cut at each of these moments; how often the first and the
+    /// second version come up.
+    fn boot(&self, moments: &[usize], rng: &mut Rng) -> Result<(usize, usize)> {
+        let (mut old, mut new) = (0, 0);
+        for moment in moments {
+            let disk = self.cut(*moment, rng)?;
+            let version = boot_selected(disk.path(), &format!("cut-{moment}"))
+                .with_context(|| format!("a cut after entry {moment}"))?;
+            match &*version {
+                FIRST => old += 1,
+                "2.0.0" => new += 1,
+                other => bail!("a cut after entry {moment}: {other} comes up"),
+            }
+        }
+        Ok((old, new))
+    }
+
+    /// Checks that cuts are lost when nothing is synced between the copies of the
+    /// partition table.
+    fn can_be_lost(self, rng: &mut Rng) -> Result<()> {
+        let careless = Self {
+            log: self.log.without_flushes_between_tables(),
+            ..self
+        };
+        let mut lost = 0;
+        for moment in careless.log.table_moments() {
+            for _ in 0..TABLE_CUTS {
+                lost += usize::from(careless.cut(moment, rng)?.next_boot().is_err());
+            }
+        }
+        println!("without the sync between the tables {lost} cuts would leave nothing that boots");
+        ensure!(lost > 0, "the check cannot fail");
+        Ok(())
     }
 }
 

@@ -55,6 +55,12 @@ fn a_power_cut_at_any_write_leaves_a_system_that_boots() -> Result<()> {
 }
 
 #[test]
+fn a_power_cut_inside_of_a_selector_leaves_a_system_that_boots() -> Result<()> {
+    let lab = Lab::open()?;
+    lab.selector_cuts(&lab.stage_zero()?, 1, 1)
+}
+
+#[test]
 fn locksmithd_jumps_into_the_new_version_and_keeps_its_place_until_it_is_well() -> Result<()> {
     Lab::open()?.kexec(false)
 }

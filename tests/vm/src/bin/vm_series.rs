@@ -13,6 +13,8 @@ use vm_lab::scenario::{Damage, Lab, Trouble};
 
 /// Moments at which an update's power is cut.
 const CUTS: usize = 100;
+/// Moments at which the power of a boot selector is cut.
+const SELECTOR_CUTS: usize = 10;
 const PARTS: [&str; 6] = ["updates", "troubles", "tables", "cuts", "kexec", "uefi"];
 
 fn main() -> Result<ExitCode> {
@@ -40,13 +42,21 @@ fn main() -> Result<ExitCode> {
     // UEFI firmware does not find its program without a partition table.
     series.run("tables", "stage-0, none", || lab.no_tables(&stage_zero));
     series.run("cuts", "host", || lab.power_cuts(CUTS, fastrand::u64(..)));
+    series.run("cuts", "inside of stage-0", || {
+        lab.selector_cuts(&stage_zero, SELECTOR_CUTS, fastrand::u64(..))
+    });
     for _ in 0..count {
         series.run("kexec", "done", || lab.kexec(false));
         series.run("kexec", "refused", || lab.kexec(true));
     }
     if series.wants("uefi") {
         match Chain::uefi().context("the UEFI selector")? {
-            Some(uefi) => series.selector(&lab, "UEFI", &uefi, ["uefi"; 3], count, 1),
+            Some(uefi) => {
+                series.selector(&lab, "UEFI", &uefi, ["uefi"; 3], count, 1);
+                series.run("uefi", "cuts inside of it", || {
+                    lab.selector_cuts(&uefi, SELECTOR_CUTS, fastrand::u64(..))
+                });
+            }
             None => println!("uefi: left out, needs the target x86_64-unknown-uefi and ovmf"),
         }
     }
