@@ -25,14 +25,6 @@ pub enum ServerError {
         /// What the system says.
         source: io::Error,
     },
-    /// The listening socket broke.
-    #[error("serving on {address} failed")]
-    Serve {
-        /// The address that was served.
-        address: SocketAddr,
-        /// What the system says.
-        source: io::Error,
-    },
     /// A public URL under which nothing could be downloaded.
     #[error("public url `{url}` refused: {reason}")]
     PublicUrl {

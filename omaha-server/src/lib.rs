@@ -26,6 +26,7 @@ pub mod catalogue;
 pub mod decide;
 mod error;
 mod files;
+mod http;
 mod journal;
 pub mod labels;
 mod quoted;

@@ -18,7 +18,6 @@ use axum::extract::{ConnectInfo, DefaultBodyLimit, FromRequest, Path, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use futures_util::FutureExt;
 use omaha_protocol::{Request, limits};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -28,14 +27,13 @@ use crate::ServerError;
 use crate::answer::{BaseUrl, answer};
 use crate::catalogue::Catalogue;
 use crate::decide::Policy;
+use crate::http::{self, Limits};
 use crate::labels::Defaults;
 use crate::scan::Scanner;
 use crate::{files, journal};
 
 /// How long a client may take to send its request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long downloads may go on after a shutdown was asked for.
-const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
 /// How to serve.
 #[derive(Debug, Clone)]
@@ -111,35 +109,17 @@ impl Server {
 
     /// Answers until `shutdown` completes; then lets what is under way finish for
     /// a few seconds.
-    pub async fn run(
-        self,
-        shutdown: impl Future<Output = ()> + Send + 'static,
-    ) -> Result<(), ServerError> {
-        let address = self.address;
+    pub async fn run(self, shutdown: impl Future<Output = ()>) {
         let shared = Shared {
             catalogue: self.catalogue.subscribe(),
             public_url: self.settings.public_url.clone(),
             policy: self.settings.policy,
-            address,
+            address: self.address,
         };
         let rescans = rescan_forever(self.scanner, self.catalogue, self.settings.rescan);
-        let service = router(shared).into_make_service_with_connect_info::<SocketAddr>();
-
-        let shutdown = shutdown.shared();
-        let serving = axum::serve(self.listener, service).with_graceful_shutdown(shutdown.clone());
-        let overdue = async {
-            shutdown.await;
-            tokio::time::sleep(SHUTDOWN_GRACE).await;
-        };
-        let result = tokio::select! {
-            result = serving => result,
-            () = overdue => {
-                tracing::warn!("shutdown cuts off downloads");
-                Ok(())
-            }
-        };
+        let limits = Limits::of_this_process();
+        http::serve(self.listener, router(shared), limits, shutdown).await;
         rescans.abort();
-        result.map_err(|source| ServerError::Serve { address, source })
     }
 }
 

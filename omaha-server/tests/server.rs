@@ -72,7 +72,7 @@ impl TestServer {
             let stopped = async {
                 let _ = stopped.await;
             };
-            server.run(stopped).await.unwrap();
+            server.run(stopped).await;
         });
         Self {
             address,
