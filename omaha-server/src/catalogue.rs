@@ -36,6 +36,10 @@ pub struct Artifact {
     /// Library and version of the encoders that a machine must have for it, as in
     /// `zstd/1.5.7`, each once.
     pub encoders: Vec<String>,
+    /// The oldest version that machines install it over, as its manifest has it.
+    pub min_source_version: Option<String>,
+    /// After which moment machines do not install it, in seconds since 1970.
+    pub expires: Option<u64>,
     /// Where it lies.
     pub path: PathBuf,
     /// The last part of its path.
@@ -152,6 +156,8 @@ impl Catalogue {
                     "format": artifact.format.number(),
                     "source_sha256": artifact.source_sha256.as_ref().map(|hash| hex(hash)),
                     "encoders": artifact.encoders,
+                    "min_source_version": artifact.min_source_version,
+                    "expires": artifact.expires,
                     "size": artifact.identity.size,
                     "sha256": artifact.sha256_hex(),
                     "path": artifact.path.display().to_string(),
@@ -175,7 +181,7 @@ impl Artifact {
         hex(&self.sha256)
     }
 
-    /// `full`, or `delta` with what it starts from and what it takes.
+    /// `full`, or `delta` with what it starts from, what it takes and what limits it.
     pub fn kind(&self) -> String {
         let mut kind = match (&self.labels.from_version, self.is_delta) {
             (None, true) => match &self.source_sha256 {
@@ -193,8 +199,26 @@ impl Artifact {
             kind.push_str(", needs ");
             kind.push_str(&self.encoders.join(" "));
         }
+        if let Some(least) = &self.min_source_version {
+            kind.push_str(&format!(", over {least} or newer"));
+        }
+        if let Some(expires) = self.expires {
+            kind.push_str(", expires ");
+            kind.push_str(&moment(expires));
+        }
         kind
     }
+}
+
+/// Date and time in UTC of seconds since 1970; as they are when no calendar has them.
+pub(crate) fn moment(seconds: u64) -> String {
+    i64::try_from(seconds)
+        .ok()
+        .and_then(|seconds| jiff::Timestamp::from_second(seconds).ok())
+        .map_or_else(
+            || format!("at unix time {seconds}"),
+            |moment| moment.to_string(),
+        )
 }
 
 /// Lower case hexadecimal digits.

@@ -224,6 +224,8 @@ impl Scanner {
                         format: facts.format,
                         source_sha256: facts.source_sha256,
                         encoders: facts.encoders.clone(),
+                        min_source_version: facts.release.min_source_version.clone(),
+                        expires: facts.release.expires,
                         path: path.to_owned(),
                         name,
                         sha1: facts.sha1,

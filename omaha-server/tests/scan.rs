@@ -204,6 +204,8 @@ fn delta_v2(encoders: &[&str]) -> (Vec<u8>, [u8; 32]) {
         release: Some(payload::Release {
             version: Some("4152.10.0".to_owned()),
             board: Some("amd64-usr".to_owned()),
+            min_source_version: Some("4152.2.0".to_owned()),
+            expires: Some(1_800_000_000),
             ..payload::Release::default()
         }),
         ..Parts::default()
@@ -229,14 +231,18 @@ fn a_delta_of_version_2_says_itself_what_it_needs() {
     assert_eq!(artifact.labels.version.as_str(), "4152.10.0");
     assert_eq!(artifact.labels.board.as_deref(), Some("amd64-usr"));
     let hash: String = source.iter().map(|byte| format!("{byte:02x}")).collect();
-    let kind = format!("delta from image {}, v2, needs zstd/1.5.4", &hash[..12]);
+    let facts = "v2, needs zstd/1.5.4, over 4152.2.0 or newer, expires 2027-01-15T08:00:00Z";
+    let kind = format!("delta from image {}, {facts}", &hash[..12]);
     assert_eq!(artifact.kind(), kind);
     assert!(catalogue.table(folder.scanner.folder()).contains(&kind));
-    assert_eq!(catalogue.json()["artifacts"][0]["source_sha256"], hash);
+    let json = &catalogue.json()["artifacts"][0];
+    assert_eq!(json["source_sha256"], hash);
+    assert_eq!(json["min_source_version"], "4152.2.0");
+    assert_eq!(json["expires"], 1_800_000_000);
 
     folder.put("u.payload.json", br#"{"from_version": "4152.2.0"}"#);
     let kind = folder.scan().artifacts[0].kind();
-    assert_eq!(kind, "delta from 4152.2.0, v2, needs zstd/1.5.4");
+    assert_eq!(kind, format!("delta from 4152.2.0, {facts}"));
 
     folder.put("u.payload.json", br#"{"version": "4152.11.0"}"#);
     let catalogue = folder.scan();
