@@ -1,6 +1,7 @@
 //! What there is to offer, at one moment. Knows neither where it comes from nor
 //! who gets what.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -20,6 +21,9 @@ pub struct Catalogue {
     pub artifacts: Vec<Artifact>,
     /// Payload files that cannot be offered, ordered by path.
     pub left_out: Vec<LeftOut>,
+    /// Apps that payloads here are or were for, the operating system aside. They stay
+    /// known while their last payload is away or cannot be offered.
+    pub app_ids: BTreeSet<String>,
 }
 
 /// A payload file that was read completely and found whole.
@@ -76,10 +80,11 @@ pub struct LeftOut {
 }
 
 impl Catalogue {
-    /// Whether anything here is for this app. The operating system is always
+    /// Whether anything here is or was for this app. The operating system is always
     /// known, for a server without payloads is still its server.
     pub fn knows_app(&self, app_id: &str) -> bool {
-        let mut ids = self.artifacts.iter().map(|a| a.labels.app_id.as_str());
+        let here = self.artifacts.iter().map(|a| &a.labels.app_id);
+        let mut ids = here.chain(&self.app_ids);
         same_app_id(app_id, OS_APP_ID) || ids.any(|id| same_app_id(id, app_id))
     }
 

@@ -396,7 +396,7 @@ mod tests {
     fn verdict(app: &RequestApp, artifacts: Vec<Artifact>) -> Result<u8, String> {
         let catalogue = Catalogue {
             artifacts,
-            left_out: Vec::new(),
+            ..Catalogue::default()
         };
         match decide(app, &catalogue, &Policy::default(), NOW).verdict {
             Verdict::Offer(artifact) => Ok(artifact.sha256[0]),

@@ -78,6 +78,16 @@ pub(crate) fn downloaded(client: SocketAddr, artifact: &Artifact, status: u16, r
     );
 }
 
+/// Tells that the folder cannot be looked at, once as long as it is the same, and the
+/// end of that.
+pub(crate) fn surveyed(before: Option<&str>, now: Option<&str>) {
+    match (before, now) {
+        (before, Some(failure)) if before != now => tracing::error!("{failure}"),
+        (Some(_), None) => tracing::info!("the payload folder can be read again"),
+        _ => {}
+    }
+}
+
 /// Tells what a rescan has changed.
 pub(crate) fn rescanned(folder: &Path, before: &Catalogue, after: &Catalogue) {
     let shown = |path: &Path| {
@@ -87,7 +97,10 @@ pub(crate) fn rescanned(folder: &Path, before: &Catalogue, after: &Catalogue) {
             .to_string()
     };
     let is_in = |artifact: &Artifact, catalogue: &Catalogue| {
-        catalogue.artifacts.iter().any(|other| other == artifact)
+        let artifacts = &catalogue.artifacts;
+        artifacts
+            .binary_search_by(|other| other.path.cmp(&artifact.path))
+            .is_ok_and(|index| artifacts[index] == *artifact)
     };
     for artifact in before.artifacts.iter().filter(|a| !is_in(a, after)) {
         tracing::info!(version = %artifact.labels.version, "withdrawn: {}", shown(&artifact.path));

@@ -4,13 +4,14 @@
 //! |---|---|---|
 //! | `/v1/update/`, `/v1/update` | POST | Omaha response, 200 for every well-formed request |
 //! | `/p/<sha256>/<name>` | GET, HEAD | the payload file |
-//! | `/healthz` | GET | 200 |
+//! | `/healthz` | GET | 200, or 503 while the payload folder cannot be read |
 
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::Router;
 use axum::body::Bytes;
@@ -27,6 +28,7 @@ use crate::ServerError;
 use crate::answer::{BaseUrl, answer};
 use crate::catalogue::Catalogue;
 use crate::decide::Policy;
+use crate::error::in_one_line;
 use crate::http::{self, Limits};
 use crate::labels::Defaults;
 use crate::scan::Scanner;
@@ -67,6 +69,8 @@ struct Shared {
     public_url: Option<BaseUrl>,
     policy: Policy,
     address: SocketAddr,
+    /// The last look at the folder succeeded.
+    is_healthy: Arc<AtomicBool>,
 }
 
 impl Server {
@@ -115,50 +119,82 @@ impl Server {
             public_url: self.settings.public_url.clone(),
             policy: self.settings.policy,
             address: self.address,
+            is_healthy: Arc::new(AtomicBool::new(true)),
         };
-        let rescans = rescan_forever(self.scanner, self.catalogue, self.settings.rescan);
+        let stop = self.scanner.stop();
+        let rescans = rescan_forever(
+            self.scanner,
+            self.catalogue,
+            Arc::clone(&shared.is_healthy),
+            self.settings.rescan,
+        );
         let limits = Limits::of_this_process();
         http::serve(self.listener, router(shared), limits, shutdown).await;
         rescans.abort();
+        // The runtime waits for the file that is being read.
+        stop.store(true, Ordering::Relaxed);
     }
 }
 
-/// Hashing blocks, so it happens on a thread that may.
-async fn blocking(
+/// Scanning blocks, so it happens on a thread that may.
+async fn blocking<T: Send + 'static>(
     mut scanner: Scanner,
-    scan: impl FnOnce(&mut Scanner) -> Result<Catalogue, ServerError> + Send + 'static,
-) -> (Scanner, Result<Catalogue, ServerError>) {
+    work: impl FnOnce(&mut Scanner) -> T + Send + 'static,
+) -> (Scanner, T) {
     spawn_blocking(move || {
-        let catalogue = scan(&mut scanner);
-        (scanner, catalogue)
+        let done = work(&mut scanner);
+        (scanner, done)
     })
     .await
     .expect("a scan does not panic, and the runtime waits for it")
 }
 
+/// Publishes what has gone or changed before anything new is read, and looks again
+/// between files, so that a release that was taken away is not offered meanwhile.
 fn rescan_forever(
     mut scanner: Scanner,
     published: watch::Sender<Arc<Catalogue>>,
+    is_healthy: Arc<AtomicBool>,
     interval: Duration,
 ) -> JoinHandle<()> {
     tokio::spawn(async move {
+        let mut trouble = None;
+        let mut has_more = false;
         loop {
-            tokio::time::sleep(interval).await;
-            let rescan = |scanner: &mut Scanner| scanner.scan(SystemTime::now());
-            let (scanned, catalogue) = blocking(scanner, rescan).await;
-            scanner = scanned;
-            // A folder that cannot be read offers nothing: its files could not be served.
-            let catalogue = catalogue.unwrap_or_else(|error| {
-                tracing::error!(folder = %scanner.folder().display(), "rescan failed: {error}");
-                Catalogue::default()
-            });
+            if !has_more {
+                tokio::time::sleep(interval).await;
+            }
+            let (surveyed, (result, catalogue)) = blocking(scanner, |scanner| {
+                let result = scanner.survey(SystemTime::now());
+                (result, scanner.catalogue())
+            })
+            .await;
+            let failure = result.err().map(|error| in_one_line(&error));
+            is_healthy.store(failure.is_none(), Ordering::Relaxed);
+            journal::surveyed(trouble.as_deref(), failure.as_deref());
+            trouble = failure;
             let before = published.borrow().clone();
             if *before != catalogue {
-                journal::rescanned(scanner.folder(), &before, &catalogue);
+                journal::rescanned(surveyed.folder(), &before, &catalogue);
                 published.send_replace(Arc::new(catalogue));
             }
+            (scanner, has_more) =
+                blocking(surveyed, move |scanner| read_some(scanner, interval)).await;
         }
     })
+}
+
+/// Reads new files for about this long, one at least. Whether there was one.
+fn read_some(scanner: &mut Scanner, time: Duration) -> bool {
+    let begun = Instant::now();
+    let mut has_read = false;
+    while scanner.read_next(SystemTime::now()) {
+        has_read = true;
+        if begun.elapsed() >= time {
+            break;
+        }
+    }
+    has_read
 }
 
 fn router(shared: Shared) -> Router {
@@ -167,7 +203,7 @@ fn router(shared: Shared) -> Router {
         .route("/v1/update", update.clone())
         .route("/v1/update/", update)
         .route("/p/{sha256}/{name}", get(file))
-        .route("/healthz", get(async || "ok\n"))
+        .route("/healthz", get(health))
         .fallback(async || files::not_found())
         .method_not_allowed_fallback(async || {
             (
@@ -206,12 +242,7 @@ async fn update(
     };
     let request = match Request::parse(&body) {
         Ok(request) => request,
-        Err(error) => {
-            let cause = std::error::Error::source(&error)
-                .map(|cause| format!(": {cause}"))
-                .unwrap_or_default();
-            return refuse(StatusCode::BAD_REQUEST, format!("{error}{cause}"));
-        }
+        Err(error) => return refuse(StatusCode::BAD_REQUEST, in_one_line(&error)),
     };
     let base_url = base_url(&shared, &headers);
     let catalogue = shared.catalogue.borrow().clone();
@@ -238,6 +269,15 @@ fn base_url(shared: &Shared, headers: &HeaderMap) -> BaseUrl {
         .clone()
         .or_else(from_host)
         .unwrap_or_else(from_address)
+}
+
+async fn health(State(shared): State<Shared>) -> Response {
+    if shared.is_healthy.load(Ordering::Relaxed) {
+        "ok\n".into_response()
+    } else {
+        let text = "the payload folder cannot be read, the log says why\n";
+        (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+    }
 }
 
 async fn file(

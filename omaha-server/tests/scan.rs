@@ -6,11 +6,13 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
+use omaha_protocol::OS_APP_ID;
 use omaha_server::catalogue::Catalogue;
 use omaha_server::labels::Defaults;
-use omaha_server::scan::Scanner;
+use omaha_server::scan::{SETTLED, Scanner};
 use tempfile::TempDir;
 
 const FULL: &[u8] = include_bytes!("../../fixtures/crau-v1/unsigned.payload");
@@ -129,16 +131,147 @@ fn a_fresh_file_must_be_the_same_at_two_scans() {
     let mut folder = Folder::new();
     folder.put("update-1.2.3.payload", FULL);
     let now = SystemTime::now();
-    assert_eq!(
-        reason(&folder.scan_at(now), "update-1.2.3.payload"),
-        "it is being written"
-    );
+    let waits = "it is being written";
+    assert_eq!(reason(&folder.scan_at(now), "update-1.2.3.payload"), waits);
     folder.put("update-1.2.3.payload", SIGNED);
-    assert!(
-        offered(&folder.scan_at(now)).is_empty(),
+    let next = now + SETTLED / 2;
+    assert_eq!(
+        reason(&folder.scan_at(next), "update-1.2.3.payload"),
+        waits,
         "changed in between"
     );
-    assert_eq!(offered(&folder.scan_at(now)).len(), 1);
+    assert_eq!(
+        reason(&folder.scan_at(now + SETTLED), "update-1.2.3.payload"),
+        waits,
+        "looked at again too soon"
+    );
+    assert_eq!(offered(&folder.scan_at(next + SETTLED)).len(), 1);
+
+    // A clock that was set back does not hold it up for as long.
+    folder.put("update-1.2.3.payload", FULL);
+    let (late, early) = (now + 100 * SETTLED, now - 100 * SETTLED);
+    let future = File::options()
+        .write(true)
+        .open(folder.path("update-1.2.3.payload"))
+        .unwrap();
+    future.set_modified(late).unwrap();
+    assert!(offered(&folder.scan_at(late)).is_empty());
+    assert_eq!(offered(&folder.scan_at(early)).len(), 1);
+}
+
+#[test]
+fn what_goes_or_is_relabelled_is_noticed_before_anything_new_is_read() {
+    let mut folder = Folder::new();
+    folder.put("bad-1.2.3.payload", FULL);
+    folder.put("good-1.2.2.payload", SIGNED);
+    folder.scan();
+    fs::remove_file(folder.path("bad-1.2.3.payload")).unwrap();
+    folder.put("good-1.2.2.payload.json", br#"{"track": "beta"}"#);
+    for name in ["README", "new-1.2.4.payload", "new-1.2.5.payload"] {
+        folder.put(name, if name == "README" { b"text" } else { FULL });
+    }
+    let now = SystemTime::now() + Duration::from_secs(3600);
+    folder.scanner.survey(now).unwrap();
+    let catalogue = folder.scanner.catalogue();
+    assert_eq!(offered(&catalogue), [("good-1.2.2.payload", "1.2.2")]);
+    assert_eq!(catalogue.artifacts[0].labels.track.as_deref(), Some("beta"));
+    assert_eq!(catalogue.left_out.len(), 2, "{:?}", catalogue.left_out);
+    assert_eq!(reason(&catalogue, "new-1.2.4.payload"), "it is being read");
+
+    for count in [2, 3] {
+        assert!(folder.scanner.read_next(now));
+        assert_eq!(offered(&folder.scanner.catalogue()).len(), count);
+    }
+    assert!(!folder.scanner.read_next(now));
+}
+
+#[test]
+fn a_scan_that_is_told_to_stop_reads_no_further() {
+    let mut folder = Folder::new();
+    folder.put("update-1.2.3.payload", FULL);
+    folder.scanner.stop().store(true, Ordering::Relaxed);
+    let catalogue = folder.scan();
+    assert_eq!(
+        reason(&catalogue, "update-1.2.3.payload"),
+        "it is being read"
+    );
+}
+
+/// Something is at `path` meanwhile that is neither gone nor can be looked at.
+fn while_blocked(path: &Path, test: impl FnOnce()) {
+    let aside = tempfile::tempdir_in("/tmp").unwrap();
+    let aside = aside.path().join("aside");
+    fs::rename(path, &aside).unwrap();
+    symlink(path.file_name().unwrap(), path).unwrap();
+    test();
+    fs::remove_file(path).unwrap();
+    fs::rename(&aside, path).unwrap();
+}
+
+#[test]
+fn what_cannot_be_looked_at_for_a_moment_stays_on_offer() {
+    let mut folder = Folder::new();
+    let root = folder.path("top");
+    folder.put("top/stable/amd64-usr/update-1.2.3.payload", FULL);
+    folder.put("top/beta-1.2.4.payload", SIGNED);
+    folder.put("top/beta-1.2.4.payload.json", br#"{"track": "beta"}"#);
+    folder.scanner = Scanner::new(&root, Defaults::default()).unwrap();
+    let mut all = folder.scan();
+    assert_eq!(all.artifacts.len(), 2);
+
+    for blocked in [
+        "stable",
+        "stable/amd64-usr/update-1.2.3.payload",
+        "beta-1.2.4.payload",
+    ] {
+        while_blocked(&root.join(blocked), || {
+            let catalogue = folder.scan();
+            assert_eq!(catalogue.artifacts, all.artifacts, "{blocked}");
+            let reason = reason(&catalogue, blocked);
+            assert!(reason.contains("Too many levels"), "{reason}");
+            assert!(reason.ends_with("what was known of it stays as it was"));
+        });
+        all = folder.scan();
+    }
+    while_blocked(&root.join("beta-1.2.4.payload.json"), || {
+        assert_eq!(folder.scan().artifacts, all.artifacts);
+    });
+    all = folder.scan();
+    while_blocked(&root, || {
+        let error = folder.scanner.survey(SystemTime::now()).unwrap_err();
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert!(cause.contains("Too many levels"), "{cause}");
+        assert_eq!(folder.scanner.catalogue(), all);
+    });
+
+    // What is gone is gone.
+    fs::rename(root.join("stable"), folder.path("hidden")).unwrap();
+    assert_eq!(offered(&folder.scan()), [("beta-1.2.4.payload", "1.2.4")]);
+    fs::rename(&root, folder.path("gone")).unwrap();
+    assert!(folder.scanner.survey(SystemTime::now()).is_err());
+    assert_eq!(folder.scanner.catalogue(), Catalogue::default());
+}
+
+#[test]
+fn an_app_stays_known_while_its_payloads_are_away_or_kept_back() {
+    let mut folder = Folder::new();
+    let sidecar = |id: &str| format!(r#"{{"app_id": "{id}"}}"#);
+    folder.put("a-1.2.3.payload", FULL);
+    folder.put("a-1.2.3.payload.json", sidecar("io.example.A").as_bytes());
+    folder.put("b-1.2.3.payload", &FULL[..FULL.len() / 2]);
+    folder.put("b-1.2.3.payload.json", sidecar("io.example.B").as_bytes());
+    folder.scan();
+    fs::remove_file(folder.path("a-1.2.3.payload")).unwrap();
+    let catalogue = folder.scan();
+    assert!(catalogue.artifacts.is_empty());
+    for (id, known) in [
+        ("io.example.A", true),
+        ("io.example.B", true),
+        ("io.example.C", false),
+        (OS_APP_ID, true),
+    ] {
+        assert_eq!(catalogue.knows_app(id), known, "{id}");
+    }
 }
 
 #[test]

@@ -634,6 +634,33 @@ async fn files_that_come_and_go_are_noticed() {
 }
 
 #[tokio::test]
+async fn a_folder_that_cannot_be_read_for_a_moment_keeps_its_releases_and_shows_in_health() {
+    bounded(async {
+        let server = TestServer::start_with(&[("update-2.0.0.payload", FULL)], |settings| {
+            settings.rescan = Duration::from_millis(20);
+        })
+        .await;
+        let health_becomes = async |status: StatusCode| {
+            while server.get("/healthz", &[]).await.status != status {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        health_becomes(StatusCode::OK).await;
+        let folder = server.folder.path();
+        let aside = folder.with_extension("aside");
+        fs::rename(folder, &aside).unwrap();
+        std::os::unix::fs::symlink(folder.file_name().unwrap(), folder).unwrap();
+        health_becomes(StatusCode::SERVICE_UNAVAILABLE).await;
+        let offered = server.offered(machine("1.0.0")).await;
+        fs::remove_file(folder).unwrap();
+        fs::rename(&aside, folder).unwrap();
+        assert_eq!(offered.as_deref(), Some("2.0.0"));
+        health_becomes(StatusCode::OK).await;
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn many_downloads_at_once_are_all_right() {
     bounded(async {
         let server = TestServer::start(&[("update-1.2.3.payload", FULL)]).await;
