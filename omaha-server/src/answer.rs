@@ -101,7 +101,7 @@ fn update_check(decision: &Decision<'_>, base_url: &BaseUrl) -> Option<UpdateChe
 fn offer(artifact: &Artifact, base_url: &BaseUrl) -> UpdateCheck {
     let package = Package::new(
         percent_encoded(&artifact.name),
-        artifact.identity.size,
+        artifact.size,
         &artifact.sha1,
         &artifact.sha256,
     );

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use comfy_table::presets::NOTHING;
@@ -13,6 +14,10 @@ use payload::Format;
 use serde_json::json;
 
 use crate::labels::Labels;
+
+/// How much of a file is hashed, read and kept in memory at a time; its last chunk may
+/// be shorter.
+pub const CHUNK_BYTES: u64 = 256 << 10;
 
 /// A snapshot of the payload folder.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -52,22 +57,13 @@ pub struct Artifact {
     pub sha1: [u8; 20],
     /// SHA-256 of the file; also its name in URLs and its entity tag.
     pub sha256: [u8; 32],
-    /// What the file looked like when it was hashed.
-    pub identity: FileIdentity,
-}
-
-/// By what a file is recognised as unchanged without reading it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FileIdentity {
-    /// Device and inode number.
-    pub inode: (u64, u64),
+    /// SHA-256 of each [`CHUNK_BYTES`] of the file, by which what goes out is known to
+    /// be what was hashed, whatever became of the file since.
+    pub chunks: Arc<[[u8; 32]]>,
     /// Size in bytes.
     pub size: u64,
     /// Last change of the content.
     pub modified: SystemTime,
-    /// Last change of content or attributes, in seconds and nanoseconds. Unlike
-    /// the time above it cannot be set back by tools that copy times.
-    pub changed: (i64, i64),
 }
 
 /// A file that looks like a payload but is not offered.
@@ -119,7 +115,7 @@ impl Catalogue {
                     labels.track.clone().unwrap_or_else(|| "any".to_owned()),
                     labels.board.clone().unwrap_or_else(|| "any".to_owned()),
                     artifact.kind(),
-                    artifact.identity.size.to_string(),
+                    artifact.size.to_string(),
                     artifact.sha256_hex()[..12].to_owned(),
                     shown(&artifact.path),
                 ]);
@@ -163,7 +159,7 @@ impl Catalogue {
                     "encoders": artifact.encoders,
                     "min_source_version": artifact.min_source_version,
                     "expires": artifact.expires,
-                    "size": artifact.identity.size,
+                    "size": artifact.size,
                     "sha256": artifact.sha256_hex(),
                     "path": artifact.path.display().to_string(),
                 })

@@ -270,7 +270,7 @@ fn preference(a: &Artifact, b: &Artifact) -> Ordering {
             artifact.labels.track.is_some(),
             artifact.labels.board.is_some(),
             artifact.format,
-            artifact.identity.modified,
+            artifact.modified,
             artifact.sha256,
         )
     };
@@ -324,7 +324,6 @@ mod tests {
     use omaha_protocol::OS_APP_ID;
 
     use super::*;
-    use crate::catalogue::FileIdentity;
     use crate::labels::Labels;
 
     const NOW: u64 = 1_800_000_000;
@@ -349,12 +348,9 @@ mod tests {
             name: number.to_string(),
             sha1: [number; 20],
             sha256: [number; 32],
-            identity: FileIdentity {
-                inode: (1, number.into()),
-                size: 1,
-                modified: SystemTime::UNIX_EPOCH + Duration::from_secs(number.into()),
-                changed: (0, 0),
-            },
+            chunks: [[number; 32]].into(),
+            size: 1,
+            modified: SystemTime::UNIX_EPOCH + Duration::from_secs(number.into()),
         }
     }
 

@@ -55,7 +55,7 @@ fn words(decision: &Decision<'_>) -> String {
             "offered {} ({}, {} bytes, {})",
             artifact.labels.version,
             artifact.kind(),
-            artifact.identity.size,
+            artifact.size,
             artifact.name
         ),
         Verdict::Hold(reason) => format!("nothing offered, {reason}"),

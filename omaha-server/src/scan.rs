@@ -25,9 +25,10 @@ use omaha_protocol::{OS_APP_ID, same_app_id};
 use payload::recompress::EncoderSpec;
 use payload::{Event, Format, Limits, PayloadStream, Release, Trust};
 use sha1::{Digest, Sha1};
+use sha2::Sha256;
 
 use crate::ServerError;
-use crate::catalogue::{Artifact, Catalogue, FileIdentity, LeftOut};
+use crate::catalogue::{Artifact, CHUNK_BYTES, Catalogue, LeftOut};
 use crate::error::in_one_line;
 use crate::labels::{Defaults, Labels, Sidecar, label};
 
@@ -40,7 +41,6 @@ const MAX_DEPTH: usize = 8;
 const MAX_FILES: usize = 100_000;
 const MAX_SIDECAR_BYTES: u64 = 64 << 10;
 const MAGIC: &[u8; 4] = b"CrAU";
-const CHUNK_BYTES: usize = 256 << 10;
 
 /// Watches one folder. What it has read once it does not read again until the
 /// file changes.
@@ -54,6 +54,19 @@ pub struct Scanner {
     left_out: Vec<LeftOut>,
     /// All that payloads here were ever for, the operating system aside.
     app_ids: BTreeSet<String>,
+}
+
+/// By what a file is recognised as unchanged without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct FileIdentity {
+    /// Device and inode number.
+    inode: (u64, u64),
+    size: u64,
+    /// Last change of the content.
+    modified: SystemTime,
+    /// Last change of content or attributes, in seconds and nanoseconds. Unlike
+    /// the time above it cannot be set back by tools that copy times.
+    changed: (i64, i64),
 }
 
 #[derive(Debug)]
@@ -91,6 +104,7 @@ struct Facts {
     release: Release,
     sha1: [u8; 20],
     sha256: [u8; 32],
+    chunks: Arc<[[u8; 32]]>,
 }
 
 impl Scanner {
@@ -204,7 +218,10 @@ impl Scanner {
     /// or when it was told to stop.
     pub fn read_next(&mut self, now: SystemTime) -> bool {
         let is_due = |seen: &Seen| seen.read_at.is_some_and(|at| is_due(at, now));
-        let Some((path, seen)) = self.files.iter_mut().find(|(_, seen)| is_due(seen)) else {
+        let due = self.files.iter_mut().filter(|(_, seen)| is_due(seen));
+        // What is on offer anyway comes last.
+        let is_known = |seen: &Seen| matches!(seen.content, Content::Payload(_));
+        let Some((path, seen)) = due.min_by_key(|(_, seen)| is_known(seen)) else {
             return false;
         };
         seen.content = match examine(path, seen.identity, &self.stop) {
@@ -317,6 +334,14 @@ impl Scanner {
         };
         let (content, read_at) = match before {
             Some(seen) if seen.identity == identity => (seen.content.clone(), seen.read_at),
+            // It may have been written to and its time set back, so it is read again. Until
+            // then it stays on offer: no byte goes out that was not hashed.
+            Some(seen)
+                if seen.identity.differs_in_attributes(&identity)
+                    && matches!(seen.content, Content::Payload(_)) =>
+            {
+                (seen.content.clone(), Some(now))
+            }
             _ if !begins_with_magic(&mut File::open(path)?)? => (Content::NotAPayload, None),
             _ if has_rested(&identity, now) => (Content::Unread, Some(now)),
             _ => (Content::Unsettled, Some(now + SETTLED)),
@@ -353,7 +378,9 @@ impl Scanner {
             name,
             sha1: facts.sha1,
             sha256: facts.sha256,
-            identity: seen.identity,
+            chunks: Arc::clone(&facts.chunks),
+            size: seen.identity.size,
+            modified: seen.identity.modified,
         }))
     }
 
@@ -422,13 +449,19 @@ impl Seen {
 }
 
 impl FileIdentity {
-    pub(crate) fn of(metadata: &Metadata) -> Self {
+    fn of(metadata: &Metadata) -> Self {
         Self {
             inode: (metadata.dev(), metadata.ino()),
             size: metadata.len(),
             modified: metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH),
             changed: (metadata.ctime(), metadata.ctime_nsec()),
         }
+    }
+
+    /// Another name, owner or mode, as it seems.
+    fn differs_in_attributes(&self, other: &Self) -> bool {
+        let changed = other.changed;
+        self != other && Self { changed, ..*self } == *other
     }
 }
 
@@ -477,18 +510,20 @@ fn examine(path: &Path, identity: FileIdentity, stop: &AtomicBool) -> io::Result
     let mut sha1 = Sha1::new();
     let anyone = Trust::allow_unsigned(Vec::new());
     let mut stream = PayloadStream::new(Limits::default(), &anyone);
-    let mut chunk = vec![0; CHUNK_BYTES];
+    let mut chunks = Vec::new();
+    let mut chunk = Vec::new();
     file.rewind()?;
     loop {
         if stop.load(Ordering::Relaxed) {
             return Ok(None);
         }
-        let count = file.read(&mut chunk)?;
-        if count == 0 {
+        chunk.clear();
+        if file.by_ref().take(CHUNK_BYTES).read_to_end(&mut chunk)? == 0 {
             break;
         }
-        sha1.update(&chunk[..count]);
-        stream.push(&chunk[..count]);
+        sha1.update(&chunk);
+        chunks.push(Sha256::digest(&chunk).into());
+        stream.push(&chunk);
         if let Err(reason) = check_arrived(&mut stream, identity.size) {
             return Ok(Some(Content::Broken(reason)));
         }
@@ -511,6 +546,7 @@ fn examine(path: &Path, identity: FileIdentity, stop: &AtomicBool) -> io::Result
         release: manifest.release.clone().unwrap_or_default(),
         sha1: sha1.finalize().into(),
         sha256: *verified.sha256(),
+        chunks: chunks.into(),
     }))))
 }
 

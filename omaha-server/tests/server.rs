@@ -581,7 +581,7 @@ async fn a_file_that_changed_since_the_scan_is_not_served() {
         let file = server.folder.path().join("update-1.2.3.payload");
         let modified = file.metadata().unwrap().modified().unwrap();
 
-        // Same size, same time, same name: only the content differs.
+        // Same size, same time, same name: only the content differs, far behind the start.
         let mut content = FULL.to_vec();
         content[FULL.len() / 2] ^= 1;
         fs::write(&file, &content).unwrap();
@@ -591,10 +591,21 @@ async fn a_file_that_changed_since_the_scan_is_not_served() {
             .unwrap()
             .set_modified(modified)
             .unwrap();
-        let reply = server.get(&path, &[]).await;
+        let changed = format!("bytes={}-", FULL.len() / 2);
+        let reply = server.get(&path, &[("range", &changed)]).await;
         assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE);
         assert!(!reply.header("retry-after").is_empty());
         assert!(reply.body.len() < 100);
+        // What comes before is as it was hashed; then the transfer breaks off.
+        let reply = server.get(&path, &[("range", "bytes=0-99")]).await;
+        assert!(reply.body == FULL[..100]);
+        let mut whole = server.client.get(server.url(&path)).send().await.unwrap();
+        let mut received = Vec::new();
+        while let Ok(Some(chunk)) = whole.chunk().await {
+            received.extend_from_slice(&chunk);
+        }
+        assert!(received.len() < FULL.len());
+        assert!(received == FULL[..received.len()]);
 
         fs::remove_file(&file).unwrap();
         std::os::unix::fs::symlink("/etc/passwd", &file).unwrap();
