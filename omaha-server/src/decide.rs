@@ -3,12 +3,10 @@
 use std::cmp::Ordering;
 use std::fmt;
 
-use omaha_protocol::{RequestApp, UpdateCheckRequest, Version, same_app_id};
-
+use omaha_protocol::{Quoted, RequestApp, UpdateCheckRequest, Version, same_app_id};
 use payload::Format;
 
 use crate::catalogue::{Artifact, Catalogue, hex, moment};
-use crate::quoted::Quoted;
 
 /// What the operator wants of every answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

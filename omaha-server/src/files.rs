@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -16,13 +17,19 @@ use sha2::{Digest, Sha256};
 use tokio::task::spawn_blocking;
 
 use crate::catalogue::{Artifact, CHUNK_BYTES};
+use crate::journal::{Download, Transfer};
 use crate::range::{Headers, Selection, select};
 
 /// RFC 9530.
 const REPR_DIGEST: HeaderName = HeaderName::from_static("repr-digest");
 
 /// Answers a GET or HEAD for `artifact`.
-pub(crate) async fn serve(artifact: &Artifact, method: &Method, headers: &HeaderMap) -> Response {
+pub(crate) async fn serve(
+    client: SocketAddr,
+    artifact: &Artifact,
+    method: &Method,
+    headers: &HeaderMap,
+) -> Response {
     let etag = format!("\"{}\"", artifact.sha256_hex());
     let length = artifact.size;
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
@@ -33,6 +40,7 @@ pub(crate) async fn serve(artifact: &Artifact, method: &Method, headers: &Header
         if_none_match: text(header::IF_NONE_MATCH),
         if_match: text(header::IF_MATCH),
     };
+    let download = Download::new(client, artifact, text(header::RANGE));
     let constant = [
         (header::ETAG, etag.clone()),
         (
@@ -44,25 +52,24 @@ pub(crate) async fn serve(artifact: &Artifact, method: &Method, headers: &Header
     let (status, range) = match select(&asked, &etag, length) {
         Selection::Whole => (StatusCode::OK, 0..length),
         Selection::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
-        Selection::NotModified => return (StatusCode::NOT_MODIFIED, constant).into_response(),
+        Selection::NotModified => {
+            return download.answered((StatusCode::NOT_MODIFIED, constant).into_response());
+        }
         Selection::PreconditionFailed => {
-            return (StatusCode::PRECONDITION_FAILED, constant, "another file\n").into_response();
+            let response = (StatusCode::PRECONDITION_FAILED, constant, "another file\n");
+            return download.answered(response.into_response());
         }
         Selection::Unsatisfiable => {
             let content_range = [(header::CONTENT_RANGE, format!("bytes */{length}"))];
             let text = format!("the file has {length} bytes\n");
-            return (
-                StatusCode::RANGE_NOT_SATISFIABLE,
-                constant,
-                content_range,
-                text,
-            )
-                .into_response();
+            let status = StatusCode::RANGE_NOT_SATISFIABLE;
+            let response = (status, constant, content_range, text);
+            return download.answered(response.into_response());
         }
     };
     let (source, first) = match open(artifact, range.clone()).await {
         Ok(opened) => opened,
-        Err(error) => return unavailable(artifact, &error),
+        Err(error) => return download.answered(unavailable(artifact, &error)),
     };
     let content = [
         (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
@@ -82,16 +89,18 @@ pub(crate) async fn serve(artifact: &Artifact, method: &Method, headers: &Header
             format!("bytes {}-{last}/{length}", range.start),
         )]
     });
-    let body = if method == Method::HEAD {
-        Body::empty()
-    } else {
-        body(source, first, range)
+    let head = |body: Body| {
+        let response = (status, constant, content, body).into_response();
+        match content_range {
+            Some(pair) => (pair, response).into_response(),
+            None => response,
+        }
     };
-    let mut response = (status, constant, content, body).into_response();
-    if let Some(pair) = content_range {
-        response = (pair, response).into_response();
+    if method == Method::HEAD {
+        return download.answered(head(Body::empty()));
     }
-    response
+    let transfer = download.begin(status, range.end - range.start);
+    head(body(source, first, range, transfer))
 }
 
 /// A payload file that is read chunk by chunk.
@@ -148,7 +157,7 @@ async fn open(artifact: &Artifact, range: Range<u64>) -> io::Result<(Source, Byt
 /// has written into the file, the transfer breaks off, and what went out are bytes of
 /// the file that was offered. That the file got another name or none, or other
 /// attributes, does not matter.
-fn body(source: Source, first: Bytes, range: Range<u64>) -> Body {
+fn body(source: Source, first: Bytes, range: Range<u64>, mut transfer: Transfer) -> Body {
     let source = Arc::new(source);
     let rest = range.start.saturating_add(length(&first))..range.end;
     let others = stream::try_unfold((source, rest), |(source, rest)| async move {
@@ -160,7 +169,12 @@ fn body(source: Source, first: Bytes, range: Range<u64>) -> Body {
         let rest = rest.start.saturating_add(length(&chunk))..rest.end;
         Ok(Some((chunk, (source, rest))))
     });
-    Body::from_stream(stream::iter([Ok(first)]).chain(others))
+    let chunks = stream::iter([Ok(first)]).chain(others);
+    // The transfer ends with the stream, however that ends.
+    Body::from_stream(chunks.inspect(move |chunk| match chunk {
+        Ok(chunk) => transfer.sent(chunk.len()),
+        Err(error) => transfer.failed(error),
+    }))
 }
 
 fn length(chunk: &Bytes) -> u64 {
@@ -188,6 +202,7 @@ mod tests {
     use axum::body::BodyDataStream;
 
     use super::*;
+    use crate::journal::tests::logged;
 
     const SIZE: u64 = 1_000_000;
 
@@ -208,7 +223,8 @@ mod tests {
 
     fn chunks(source: Source, range: Range<u64>) -> BodyDataStream {
         let first = source.read(&range).unwrap();
-        body(source, first, range).into_data_stream()
+        let transfer = Transfer::of_a_test(range.end - range.start);
+        body(source, first, range, transfer).into_data_stream()
     }
 
     async fn rest_of(mut chunks: BodyDataStream) -> Vec<u8> {
@@ -262,6 +278,37 @@ mod tests {
         assert!(error.to_string().contains("has changed"), "{error}");
         assert_eq!(received, half, "what had not changed went out");
         assert!(chunks.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn the_log_tells_how_far_a_download_got_and_why_no_further() {
+        let whole = logged(async {
+            let (_file, source, _content) = source();
+            rest_of(chunks(source, 0..SIZE)).await;
+        })
+        .await;
+        let told = "download: u.payload (1.2.3), 1000000 bytes";
+        assert!(whole.contains(told), "{whole}");
+        assert_eq!(whole.lines().count(), 1);
+
+        let told = "download broke off after 262144 of 1000000 bytes: u.payload (1.2.3): ";
+        let left = logged(async {
+            let (_file, source, _content) = source();
+            chunks(source, 0..SIZE).next().await.unwrap().unwrap();
+        })
+        .await;
+        assert!(left.contains(told), "{left}");
+        assert!(left.contains("the connection was closed"), "{left}");
+
+        let changed = logged(async {
+            let (file, source, _content) = source();
+            let chunks = chunks(source, 0..SIZE);
+            file.as_file().set_len(CHUNK_BYTES).unwrap();
+            let _ = chunks.collect::<Vec<_>>().await;
+        })
+        .await;
+        assert!(changed.contains(told), "{changed}");
+        assert!(changed.contains("the file has changed"), "{changed}");
     }
 
     #[tokio::test]

@@ -29,7 +29,6 @@ mod files;
 mod http;
 mod journal;
 pub mod labels;
-mod quoted;
 pub mod range;
 pub mod scan;
 pub mod server;

@@ -291,11 +291,5 @@ async fn file(
     let Some(artifact) = catalogue.file(&sha256, &name) else {
         return files::not_found();
     };
-    let response = files::serve(artifact, &method, &headers).await;
-    let range = headers
-        .get(header::RANGE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or("all");
-    journal::downloaded(client, artifact, response.status().as_u16(), range);
-    response
+    files::serve(client, artifact, &method, &headers).await
 }

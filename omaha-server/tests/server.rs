@@ -392,9 +392,14 @@ async fn requests_that_are_no_requests_are_refused_in_words() {
                 "root element is `response` instead of `request` at byte 0\n",
             ),
             ("<request><app></request>", "malformed xml at byte 14: "),
+            (
+                &format!("<request></{}>", "x".repeat(100_000)),
+                "malformed xml at byte 9: ",
+            ),
         ] {
-            let reply = server.post(body).await;
+            let reply = server.post(body.to_owned()).await;
             assert_eq!(reply.status, StatusCode::BAD_REQUEST, "{body}");
+            assert!(reply.body.len() < 1000);
             assert!(reply.text().starts_with(text), "{}", reply.text());
         }
         let just_fits = server.post(vec![b' '; limits::DOCUMENT_BYTES]).await;
