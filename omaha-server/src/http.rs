@@ -270,6 +270,8 @@ mod tests {
         let stall = Duration::from_millis(500);
         let limits = Limits {
             connections: 2,
+            // Neither is for answers, however long they take.
+            head: stall,
             stall,
             ..limits()
         };
