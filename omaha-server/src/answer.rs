@@ -26,12 +26,14 @@ pub struct Answer<'a> {
 pub struct BaseUrl(String);
 
 /// Answers each app of a request on its own, in the order of the request: a ping
-/// with a ping, each event with an event, an update check with a decision.
+/// with a ping, each event with an event, an update check with a decision. `now` is
+/// in seconds since 1970.
 pub fn answer<'a>(
     request: &Request,
     catalogue: &'a Catalogue,
     policy: &Policy,
     base_url: &BaseUrl,
+    now: u64,
 ) -> Answer<'a> {
     let decisions: Vec<_> = request
         .apps
@@ -39,7 +41,7 @@ pub fn answer<'a>(
         .map(|app| {
             app.update_check
                 .is_some()
-                .then(|| decide(app, catalogue, policy))
+                .then(|| decide(app, catalogue, policy, now))
         })
         .collect();
     let apps = request
@@ -99,7 +101,7 @@ fn update_check(decision: &Decision<'_>, base_url: &BaseUrl) -> Option<UpdateChe
 fn offer(artifact: &Artifact, base_url: &BaseUrl) -> UpdateCheck {
     let package = Package::new(
         percent_encoded(&artifact.name),
-        artifact.identity.size,
+        artifact.size,
         &artifact.sha1,
         &artifact.sha256,
     );

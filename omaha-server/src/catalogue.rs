@@ -1,8 +1,10 @@
 //! What there is to offer, at one moment. Knows neither where it comes from nor
 //! who gets what.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use comfy_table::presets::NOTHING;
@@ -13,6 +15,10 @@ use serde_json::json;
 
 use crate::labels::Labels;
 
+/// How much of a file is hashed, read and kept in memory at a time; its last chunk may
+/// be shorter.
+pub const CHUNK_BYTES: u64 = 256 << 10;
+
 /// A snapshot of the payload folder.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Catalogue {
@@ -20,6 +26,9 @@ pub struct Catalogue {
     pub artifacts: Vec<Artifact>,
     /// Payload files that cannot be offered, ordered by path.
     pub left_out: Vec<LeftOut>,
+    /// Apps that payloads here are or were for, the operating system aside. They stay
+    /// known while their last payload is away or cannot be offered.
+    pub app_ids: BTreeSet<String>,
 }
 
 /// A payload file that was read completely and found whole.
@@ -36,6 +45,10 @@ pub struct Artifact {
     /// Library and version of the encoders that a machine must have for it, as in
     /// `zstd/1.5.7`, each once.
     pub encoders: Vec<String>,
+    /// The oldest version that machines install it over, as its manifest has it.
+    pub min_source_version: Option<String>,
+    /// After which moment machines do not install it, in seconds since 1970.
+    pub expires: Option<u64>,
     /// Where it lies.
     pub path: PathBuf,
     /// The last part of its path.
@@ -44,22 +57,13 @@ pub struct Artifact {
     pub sha1: [u8; 20],
     /// SHA-256 of the file; also its name in URLs and its entity tag.
     pub sha256: [u8; 32],
-    /// What the file looked like when it was hashed.
-    pub identity: FileIdentity,
-}
-
-/// By what a file is recognised as unchanged without reading it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FileIdentity {
-    /// Device and inode number.
-    pub inode: (u64, u64),
+    /// SHA-256 of each [`CHUNK_BYTES`] of the file, by which what goes out is known to
+    /// be what was hashed, whatever became of the file since.
+    pub chunks: Arc<[[u8; 32]]>,
     /// Size in bytes.
     pub size: u64,
     /// Last change of the content.
     pub modified: SystemTime,
-    /// Last change of content or attributes, in seconds and nanoseconds. Unlike
-    /// the time above it cannot be set back by tools that copy times.
-    pub changed: (i64, i64),
 }
 
 /// A file that looks like a payload but is not offered.
@@ -72,10 +76,11 @@ pub struct LeftOut {
 }
 
 impl Catalogue {
-    /// Whether anything here is for this app. The operating system is always
+    /// Whether anything here is or was for this app. The operating system is always
     /// known, for a server without payloads is still its server.
     pub fn knows_app(&self, app_id: &str) -> bool {
-        let mut ids = self.artifacts.iter().map(|a| a.labels.app_id.as_str());
+        let here = self.artifacts.iter().map(|a| &a.labels.app_id);
+        let mut ids = here.chain(&self.app_ids);
         same_app_id(app_id, OS_APP_ID) || ids.any(|id| same_app_id(id, app_id))
     }
 
@@ -110,7 +115,7 @@ impl Catalogue {
                     labels.track.clone().unwrap_or_else(|| "any".to_owned()),
                     labels.board.clone().unwrap_or_else(|| "any".to_owned()),
                     artifact.kind(),
-                    artifact.identity.size.to_string(),
+                    artifact.size.to_string(),
                     artifact.sha256_hex()[..12].to_owned(),
                     shown(&artifact.path),
                 ]);
@@ -152,7 +157,9 @@ impl Catalogue {
                     "format": artifact.format.number(),
                     "source_sha256": artifact.source_sha256.as_ref().map(|hash| hex(hash)),
                     "encoders": artifact.encoders,
-                    "size": artifact.identity.size,
+                    "min_source_version": artifact.min_source_version,
+                    "expires": artifact.expires,
+                    "size": artifact.size,
                     "sha256": artifact.sha256_hex(),
                     "path": artifact.path.display().to_string(),
                 })
@@ -175,7 +182,7 @@ impl Artifact {
         hex(&self.sha256)
     }
 
-    /// `full`, or `delta` with what it starts from and what it takes.
+    /// `full`, or `delta` with what it starts from, what it takes and what limits it.
     pub fn kind(&self) -> String {
         let mut kind = match (&self.labels.from_version, self.is_delta) {
             (None, true) => match &self.source_sha256 {
@@ -193,8 +200,26 @@ impl Artifact {
             kind.push_str(", needs ");
             kind.push_str(&self.encoders.join(" "));
         }
+        if let Some(least) = &self.min_source_version {
+            kind.push_str(&format!(", over {least} or newer"));
+        }
+        if let Some(expires) = self.expires {
+            kind.push_str(", expires ");
+            kind.push_str(&moment(expires));
+        }
         kind
     }
+}
+
+/// Date and time in UTC of seconds since 1970; as they are when no calendar has them.
+pub(crate) fn moment(seconds: u64) -> String {
+    i64::try_from(seconds)
+        .ok()
+        .and_then(|seconds| jiff::Timestamp::from_second(seconds).ok())
+        .map_or_else(
+            || format!("at unix time {seconds}"),
+            |moment| moment.to_string(),
+        )
 }
 
 /// Lower case hexadecimal digits.

@@ -3,12 +3,10 @@
 use std::cmp::Ordering;
 use std::fmt;
 
-use omaha_protocol::{RequestApp, UpdateCheckRequest, Version, same_app_id};
-
+use omaha_protocol::{Quoted, RequestApp, UpdateCheckRequest, Version, same_app_id};
 use payload::Format;
 
-use crate::catalogue::{Artifact, Catalogue, hex};
-use crate::quoted::Quoted;
+use crate::catalogue::{Artifact, Catalogue, hex, moment};
 
 /// What the operator wants of every answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -67,6 +65,20 @@ pub enum Reason {
     },
     /// There are payloads, but of a format that the machine does not say it reads.
     NothingReadable,
+    /// A newer version is here, but machines as old as this one do not install it.
+    SourceTooOld {
+        /// The newer version.
+        newest: Version,
+        /// What it may be installed over, or newer.
+        least: String,
+    },
+    /// A newer version is here, but its time is over.
+    Expired {
+        /// The newer version.
+        newest: Version,
+        /// When its time was over, in seconds since 1970.
+        expires: u64,
+    },
     /// The machine runs the newest or a newer version.
     UpToDate {
         /// The newest version that it could get.
@@ -74,7 +86,7 @@ pub enum Reason {
     },
 }
 
-/// Answers the update check of `app`.
+/// Answers the update check of `app` at `now`, in seconds since 1970.
 ///
 /// The newest version for the machine's track and board is offered when it is
 /// newer than the running one. Among payloads of that version one with an exact
@@ -86,9 +98,16 @@ pub enum Reason {
 /// fitting delta beats the full payload.
 /// Clients of the original know the first version of the format alone. Only a machine
 /// that names its encoders, which they never do, is offered another, and then prefers it.
-pub fn decide<'a>(app: &RequestApp, catalogue: &'a Catalogue, policy: &Policy) -> Decision<'a> {
+/// What its manifest forbids to a machine is not offered to it, for the machine would
+/// refuse it and never hear of an older version that it could take as a step.
+pub fn decide<'a>(
+    app: &RequestApp,
+    catalogue: &'a Catalogue,
+    policy: &Policy,
+    now: u64,
+) -> Decision<'a> {
     let verdict = if catalogue.knows_app(&app.id) {
-        match choose(app, catalogue) {
+        match choose(app, catalogue, now) {
             Ok(artifact) => Verdict::Offer(artifact),
             Err(reason) => Verdict::Hold(reason),
         }
@@ -101,7 +120,11 @@ pub fn decide<'a>(app: &RequestApp, catalogue: &'a Catalogue, policy: &Policy) -
     }
 }
 
-fn choose<'a>(app: &RequestApp, catalogue: &'a Catalogue) -> Result<&'a Artifact, Reason> {
+fn choose<'a>(
+    app: &RequestApp,
+    catalogue: &'a Catalogue,
+    now: u64,
+) -> Result<&'a Artifact, Reason> {
     let default_check = UpdateCheckRequest::default();
     let check = app.update_check.as_ref().unwrap_or(&default_check);
     if check.update_disabled {
@@ -135,18 +158,56 @@ fn choose<'a>(app: &RequestApp, catalogue: &'a Catalogue) -> Result<&'a Artifact
     if !wanted.iter().any(|artifact| is_readable(artifact, app)) {
         return Err(Reason::NothingReadable);
     }
-    let best = wanted
+    let (newer, others): (Vec<_>, Vec<_>) = wanted
         .into_iter()
         .filter(|artifact| is_readable(artifact, app))
         .filter(|artifact| is_installable_over(artifact, &current, app))
-        .max_by(|a, b| preference(a, b));
-    match best {
-        Some(artifact) if artifact.labels.version.is_newer_than(&current) => Ok(artifact),
-        Some(artifact) => Err(Reason::UpToDate {
-            newest: artifact.labels.version.clone(),
-        }),
-        None => Err(Reason::NothingForVersion { version: current }),
+        .partition(|artifact| artifact.labels.version.is_newer_than(&current));
+    let best = |artifacts: &[&'a Artifact]| {
+        let artifacts = artifacts.iter().copied();
+        artifacts.max_by(|a, b| preference(a, b))
+    };
+    let forbidden = |artifact: &Artifact| forbidden(artifact, &app.version, now);
+    let allowed: Vec<_> = newer
+        .iter()
+        .copied()
+        .filter(|artifact| forbidden(artifact).is_none())
+        .collect();
+    if let Some(artifact) = best(&allowed) {
+        return Ok(artifact);
     }
+    // What is newer and forbidden tells more than what is not newer.
+    Err(match (best(&newer).and_then(forbidden), best(&others)) {
+        (Some(reason), _) => reason,
+        (None, Some(artifact)) => Reason::UpToDate {
+            newest: artifact.labels.version.clone(),
+        },
+        (None, None) => Reason::NothingForVersion { version: current },
+    })
+}
+
+/// Why the facts in its manifest keep the payload from a machine that runs `running`.
+/// As the machine judges: what cannot be read or compared is not new enough, and an
+/// expiry is the last moment that is in time.
+fn forbidden(artifact: &Artifact, running: &str, now: u64) -> Option<Reason> {
+    let newest = || artifact.labels.version.clone();
+    let is_new_enough = |least: &String| match (running.parse::<Version>(), least.parse()) {
+        (Ok(running), Ok(least)) => !Version::is_newer_than(&least, &running),
+        _ => false,
+    };
+    if let Some(least) = &artifact.min_source_version
+        && !is_new_enough(least)
+    {
+        return Some(Reason::SourceTooOld {
+            newest: newest(),
+            least: least.clone(),
+        });
+    }
+    let expires = artifact.expires.filter(|expires| now > *expires)?;
+    Some(Reason::Expired {
+        newest: newest(),
+        expires,
+    })
 }
 
 /// A machine that does not tell its version counts as older than everything.
@@ -207,7 +268,7 @@ fn preference(a: &Artifact, b: &Artifact) -> Ordering {
             artifact.labels.track.is_some(),
             artifact.labels.board.is_some(),
             artifact.format,
-            artifact.identity.modified,
+            artifact.modified,
             artifact.sha256,
         )
     };
@@ -243,6 +304,12 @@ impl fmt::Display for Reason {
             Self::NothingReadable => f.write_str(
                 "the payloads here are of format version 2, which this machine does not say it reads",
             ),
+            Self::SourceTooOld { newest, least } => {
+                write!(f, "{newest} goes only over {} or newer", Quoted(least))
+            }
+            Self::Expired { newest, expires } => {
+                write!(f, "{newest} may not be installed any more, it expired {}", moment(*expires))
+            }
             Self::UpToDate { newest } => write!(f, "up to date, the newest is {newest}"),
         }
     }
@@ -255,8 +322,9 @@ mod tests {
     use omaha_protocol::OS_APP_ID;
 
     use super::*;
-    use crate::catalogue::FileIdentity;
     use crate::labels::Labels;
+
+    const NOW: u64 = 1_800_000_000;
 
     /// A full payload for everybody; `number` tells it from others and is its age rank.
     fn full(version: &str, number: u8) -> Artifact {
@@ -272,16 +340,15 @@ mod tests {
             format: Format::V1,
             source_sha256: None,
             encoders: Vec::new(),
+            min_source_version: None,
+            expires: None,
             path: format!("/srv/{number}").into(),
             name: number.to_string(),
             sha1: [number; 20],
             sha256: [number; 32],
-            identity: FileIdentity {
-                inode: (1, number.into()),
-                size: 1,
-                modified: SystemTime::UNIX_EPOCH + Duration::from_secs(number.into()),
-                changed: (0, 0),
-            },
+            chunks: [[number; 32]].into(),
+            size: 1,
+            modified: SystemTime::UNIX_EPOCH + Duration::from_secs(number.into()),
         }
     }
 
@@ -323,9 +390,9 @@ mod tests {
     fn verdict(app: &RequestApp, artifacts: Vec<Artifact>) -> Result<u8, String> {
         let catalogue = Catalogue {
             artifacts,
-            left_out: Vec::new(),
+            ..Catalogue::default()
         };
-        match decide(app, &catalogue, &Policy::default()).verdict {
+        match decide(app, &catalogue, &Policy::default(), NOW).verdict {
             Verdict::Offer(artifact) => Ok(artifact.sha256[0]),
             Verdict::Hold(reason) => Err(reason.to_string()),
             Verdict::UnknownApp => Err("unknown app".to_owned()),
@@ -561,6 +628,48 @@ mod tests {
     }
 
     #[test]
+    fn what_may_not_go_over_a_version_is_not_offered_and_the_step_before_it_is() {
+        let over = |least: &str, artifact| Artifact {
+            min_source_version: Some(least.to_owned()),
+            ..artifact
+        };
+        let releases = vec![full("2.0.0", 1), over("2.0.0", full("3.0.0", 2))];
+        for (version, expected) in [
+            ("1.0.0", Ok(1)),
+            ("", Ok(1)),
+            ("2.0.0", Ok(2)),
+            ("2.0.0+b", Ok(2)),
+            ("2.1.0", Ok(2)),
+            ("3.0.0", held("up to date, the newest is 3.0.0")),
+        ] {
+            let app = machine(version);
+            assert_eq!(verdict(&app, releases.clone()), expected, "{version}");
+        }
+        for least in ["2.0.0", "two"] {
+            let lone = vec![over(least, full("3.0.0", 2)), full("1.0.0", 1)];
+            let reason = format!("3.0.0 goes only over {least} or newer");
+            assert_eq!(verdict(&machine("1.0.0"), lone), held(&reason));
+        }
+    }
+
+    #[test]
+    fn what_has_expired_is_not_offered_and_does_not_stand_before_others() {
+        let until = |expires, artifact| Artifact {
+            expires: Some(expires),
+            ..artifact
+        };
+        let releases = |expires| vec![full("2.0.0", 1), until(expires, full("3.0.0", 2))];
+        for (expires, expected) in [(NOW - 1, Ok(1)), (NOW, Ok(2)), (u64::MAX, Ok(2))] {
+            let app = machine("1.0.0");
+            assert_eq!(verdict(&app, releases(expires)), expected, "{expires}");
+        }
+        let reason = "3.0.0 may not be installed any more, it expired 2027-01-15T07:59:59Z";
+        assert_eq!(verdict(&machine("2.0.0"), releases(NOW - 1)), held(reason));
+        let reason = "up to date, the newest is 3.0.0";
+        assert_eq!(verdict(&machine("3.0.0"), releases(NOW - 1)), held(reason));
+    }
+
+    #[test]
     fn apps_are_kept_apart_and_the_system_is_always_known() {
         let mut other = full("9.0.0", 1);
         other.labels.app_id = "io.example.App".to_owned();
@@ -586,7 +695,8 @@ mod tests {
         let policy = Policy {
             poll_interval: Some(7200),
         };
-        let decision = decide(&machine("1.0.0"), &Catalogue::default(), &policy).poll_interval;
-        assert_eq!(decision, Some(7200));
+        let nothing = Catalogue::default();
+        let decision = decide(&machine("1.0.0"), &nothing, &policy, NOW);
+        assert_eq!(decision.poll_interval, Some(7200));
     }
 }

@@ -1,12 +1,13 @@
+use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use thiserror::Error;
+use thiserror::Error as ThisError;
 
 /// Why the server cannot start or go on. Trouble with one payload file is no
 /// such error: the file is left out of the catalogue, with its reason.
-#[derive(Debug, Error)]
+#[derive(Debug, ThisError)]
 #[non_exhaustive]
 pub enum ServerError {
     /// The payload folder is missing, unreadable or no folder.
@@ -25,14 +26,6 @@ pub enum ServerError {
         /// What the system says.
         source: io::Error,
     },
-    /// The listening socket broke.
-    #[error("serving on {address} failed")]
-    Serve {
-        /// The address that was served.
-        address: SocketAddr,
-        /// What the system says.
-        source: io::Error,
-    },
     /// A public URL under which nothing could be downloaded.
     #[error("public url `{url}` refused: {reason}")]
     PublicUrl {
@@ -41,4 +34,16 @@ pub enum ServerError {
         /// What is wrong with it.
         reason: &'static str,
     },
+}
+
+/// An error with all its causes.
+pub(crate) fn in_one_line(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
 }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -11,22 +12,26 @@ use axum::http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
+use sha2::{Digest, Sha256};
 use tokio::task::spawn_blocking;
 
-use crate::catalogue::{Artifact, FileIdentity};
+use crate::catalogue::{Artifact, CHUNK_BYTES};
+use crate::journal::{Download, Transfer};
 use crate::range::{Headers, Selection, select};
-
-/// Memory per download, and how much is read between two looks at the file's identity.
-const CHUNK_BYTES: u64 = 256 << 10;
 
 /// RFC 9530.
 const REPR_DIGEST: HeaderName = HeaderName::from_static("repr-digest");
 
 /// Answers a GET or HEAD for `artifact`.
-pub(crate) async fn serve(artifact: &Artifact, method: &Method, headers: &HeaderMap) -> Response {
+pub(crate) async fn serve(
+    client: SocketAddr,
+    artifact: &Artifact,
+    method: &Method,
+    headers: &HeaderMap,
+) -> Response {
     let etag = format!("\"{}\"", artifact.sha256_hex());
-    let length = artifact.identity.size;
+    let length = artifact.size;
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let asked = Headers {
         // Ranges are only defined for GET.
@@ -35,6 +40,7 @@ pub(crate) async fn serve(artifact: &Artifact, method: &Method, headers: &Header
         if_none_match: text(header::IF_NONE_MATCH),
         if_match: text(header::IF_MATCH),
     };
+    let download = Download::new(client, artifact, text(header::RANGE));
     let constant = [
         (header::ETAG, etag.clone()),
         (
@@ -46,25 +52,24 @@ pub(crate) async fn serve(artifact: &Artifact, method: &Method, headers: &Header
     let (status, range) = match select(&asked, &etag, length) {
         Selection::Whole => (StatusCode::OK, 0..length),
         Selection::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
-        Selection::NotModified => return (StatusCode::NOT_MODIFIED, constant).into_response(),
+        Selection::NotModified => {
+            return download.answered((StatusCode::NOT_MODIFIED, constant).into_response());
+        }
         Selection::PreconditionFailed => {
-            return (StatusCode::PRECONDITION_FAILED, constant, "another file\n").into_response();
+            let response = (StatusCode::PRECONDITION_FAILED, constant, "another file\n");
+            return download.answered(response.into_response());
         }
         Selection::Unsatisfiable => {
             let content_range = [(header::CONTENT_RANGE, format!("bytes */{length}"))];
             let text = format!("the file has {length} bytes\n");
-            return (
-                StatusCode::RANGE_NOT_SATISFIABLE,
-                constant,
-                content_range,
-                text,
-            )
-                .into_response();
+            let status = StatusCode::RANGE_NOT_SATISFIABLE;
+            let response = (status, constant, content_range, text);
+            return download.answered(response.into_response());
         }
     };
-    let file = match open(artifact).await {
-        Ok(file) => file,
-        Err(error) => return unavailable(artifact, &error),
+    let (source, first) = match open(artifact, range.clone()).await {
+        Ok(opened) => opened,
+        Err(error) => return download.answered(unavailable(artifact, &error)),
     };
     let content = [
         (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
@@ -84,62 +89,96 @@ pub(crate) async fn serve(artifact: &Artifact, method: &Method, headers: &Header
             format!("bytes {}-{last}/{length}", range.start),
         )]
     });
-    let body = if method == Method::HEAD {
-        Body::empty()
-    } else {
-        body(file, artifact.identity, range)
+    let head = |body: Body| {
+        let response = (status, constant, content, body).into_response();
+        match content_range {
+            Some(pair) => (pair, response).into_response(),
+            None => response,
+        }
     };
-    let mut response = (status, constant, content, body).into_response();
-    if let Some(pair) = content_range {
-        response = (pair, response).into_response();
+    if method == Method::HEAD {
+        return download.answered(head(Body::empty()));
     }
-    response
+    let transfer = download.begin(status, range.end - range.start);
+    head(body(source, first, range, transfer))
 }
 
-/// Opens the file if it is still the one that was hashed.
-async fn open(artifact: &Artifact) -> io::Result<File> {
-    let path = artifact.path.clone();
-    let identity = artifact.identity;
+/// A payload file that is read chunk by chunk.
+struct Source {
+    file: File,
+    size: u64,
+    chunks: Arc<[[u8; 32]]>,
+}
+
+impl Source {
+    fn open(artifact: &Artifact) -> io::Result<Self> {
+        Ok(Self {
+            file: File::open(&artifact.path)?,
+            size: artifact.size,
+            chunks: Arc::clone(&artifact.chunks),
+        })
+    }
+
+    /// The first bytes of `range`, as many as lie in one chunk. The whole chunk is read
+    /// and compared with its hash, for nothing else tells for sure that nobody has
+    /// written into the file: times can be set back, and change without a reason too.
+    fn read(&self, range: &Range<u64>) -> io::Result<Bytes> {
+        let changed = || io::Error::other("the file has changed since it was hashed");
+        let index = range.start / CHUNK_BYTES;
+        let begin = range.start - range.start % CHUNK_BYTES;
+        let end = self.size.min(begin.saturating_add(CHUNK_BYTES));
+        let in_chunk = |offset: u64| usize::try_from(offset - begin).map_err(io::Error::other);
+        let mut chunk = vec![0; in_chunk(end)?];
+        match self.file.read_exact_at(&mut chunk, begin) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(changed()),
+            result => result?,
+        }
+        let hash = usize::try_from(index).ok().and_then(|i| self.chunks.get(i));
+        if hash.is_none_or(|hash| Sha256::digest(&chunk)[..] != hash[..]) {
+            return Err(changed());
+        }
+        Ok(Bytes::from(chunk).slice(in_chunk(range.start)?..in_chunk(end.min(range.end))?))
+    }
+}
+
+/// Opens the file and reads the first chunk of `range`: one that was replaced is found
+/// out before anything is said.
+async fn open(artifact: &Artifact, range: Range<u64>) -> io::Result<(Source, Bytes)> {
+    let artifact = artifact.clone();
     spawn_blocking(move || {
-        let file = File::open(path)?;
-        check_unchanged(&file, &identity)?;
-        Ok(file)
+        let source = Source::open(&artifact)?;
+        let first = source.read(&range)?;
+        Ok((source, first))
     })
     .await?
 }
 
-/// The bytes of `range`, chunk by chunk. The file is looked at again after each
-/// read: when somebody writes into it, the transfer breaks off, and what went out
-/// are bytes of the file that was offered.
-fn body(file: File, identity: FileIdentity, range: Range<u64>) -> Body {
-    let file = Arc::new(file);
-    let chunks = stream::try_unfold((file, range), move |(file, rest)| async move {
+/// The bytes of `range`, chunk by chunk, of which `first` has been read. When somebody
+/// has written into the file, the transfer breaks off, and what went out are bytes of
+/// the file that was offered. That the file got another name or none, or other
+/// attributes, does not matter.
+fn body(source: Source, first: Bytes, range: Range<u64>, mut transfer: Transfer) -> Body {
+    let source = Arc::new(source);
+    let rest = range.start.saturating_add(length(&first))..range.end;
+    let others = stream::try_unfold((source, rest), |(source, rest)| async move {
         if rest.is_empty() {
             return Ok::<_, io::Error>(None);
         }
-        let end = rest.end.min(rest.start.saturating_add(CHUNK_BYTES));
-        let reader = Arc::clone(&file);
-        let chunk =
-            spawn_blocking(move || read_chunk(&reader, rest.start..end, &identity)).await??;
-        Ok(Some((chunk, (file, end..rest.end))))
+        let (reader, from) = (Arc::clone(&source), rest.clone());
+        let chunk = spawn_blocking(move || reader.read(&from)).await??;
+        let rest = rest.start.saturating_add(length(&chunk))..rest.end;
+        Ok(Some((chunk, (source, rest))))
     });
-    Body::from_stream(chunks)
+    let chunks = stream::iter([Ok(first)]).chain(others);
+    // The transfer ends with the stream, however that ends.
+    Body::from_stream(chunks.inspect(move |chunk| match chunk {
+        Ok(chunk) => transfer.sent(chunk.len()),
+        Err(error) => transfer.failed(error),
+    }))
 }
 
-fn read_chunk(file: &File, range: Range<u64>, identity: &FileIdentity) -> io::Result<Bytes> {
-    let length = usize::try_from(range.end - range.start).map_err(io::Error::other)?;
-    let mut chunk = vec![0; length];
-    file.read_exact_at(&mut chunk, range.start)?;
-    check_unchanged(file, identity)?;
-    Ok(chunk.into())
-}
-
-fn check_unchanged(file: &File, identity: &FileIdentity) -> io::Result<()> {
-    if FileIdentity::of(&file.metadata()?) == *identity {
-        Ok(())
-    } else {
-        Err(io::Error::other("the file has changed since it was hashed"))
-    }
+fn length(chunk: &Bytes) -> u64 {
+    u64::try_from(chunk.len()).unwrap_or(u64::MAX)
 }
 
 fn unavailable(artifact: &Artifact, error: &io::Error) -> Response {
@@ -158,48 +197,142 @@ pub(crate) fn not_found() -> Response {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-    use std::time::SystemTime;
+    use std::fs;
 
-    use futures_util::StreamExt;
+    use axum::body::BodyDataStream;
 
     use super::*;
+    use crate::journal::tests::logged;
 
-    fn file_of(length: usize) -> (tempfile::NamedTempFile, FileIdentity) {
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        let content: Vec<u8> = (0..=u8::MAX).cycle().take(length).collect();
-        file.write_all(&content).unwrap();
-        let past = SystemTime::UNIX_EPOCH;
-        file.as_file().set_modified(past).unwrap();
-        let identity = FileIdentity::of(&file.as_file().metadata().unwrap());
-        (file, identity)
+    const SIZE: u64 = 1_000_000;
+
+    /// A file, and what it held when it was opened.
+    fn source() -> (tempfile::NamedTempFile, Source, Vec<u8>) {
+        let size = usize::try_from(SIZE).unwrap();
+        let content: Vec<u8> = (0..=u8::MAX).cycle().take(size).collect();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), &content).unwrap();
+        let chunks = content.chunks(usize::try_from(CHUNK_BYTES).unwrap());
+        let source = Source {
+            file: file.reopen().unwrap(),
+            size: SIZE,
+            chunks: chunks.map(|chunk| Sha256::digest(chunk).into()).collect(),
+        };
+        (file, source, content)
+    }
+
+    fn chunks(source: Source, range: Range<u64>) -> BodyDataStream {
+        let first = source.read(&range).unwrap();
+        let transfer = Transfer::of_a_test(range.end - range.start);
+        body(source, first, range, transfer).into_data_stream()
+    }
+
+    async fn rest_of(mut chunks: BodyDataStream) -> Vec<u8> {
+        let mut received = Vec::new();
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk.unwrap();
+            assert!(length(&chunk) <= CHUNK_BYTES);
+            received.extend_from_slice(&chunk);
+        }
+        received
     }
 
     #[tokio::test]
     async fn a_body_is_its_range_in_bounded_chunks() {
-        let (file, identity) = file_of(1_000_000);
-        let mut chunks = body(file.reopen().unwrap(), identity, 1000..700_000).into_data_stream();
-        let mut received = Vec::new();
-        while let Some(chunk) = chunks.next().await {
-            let chunk = chunk.unwrap();
-            assert!(u64::try_from(chunk.len()).unwrap() <= CHUNK_BYTES);
-            received.extend_from_slice(&chunk);
+        for range in [
+            0..SIZE,
+            1000..700_000,
+            CHUNK_BYTES..2 * CHUNK_BYTES,
+            CHUNK_BYTES - 1..CHUNK_BYTES + 1,
+            SIZE - 1..SIZE,
+        ] {
+            let (_file, source, content) = source();
+            let received = rest_of(chunks(source, range.clone())).await;
+            let (start, end) = (
+                range.start.try_into().unwrap(),
+                range.end.try_into().unwrap(),
+            );
+            let expected: &[u8] = &content[start..end];
+            assert!(received == expected, "{range:?}");
         }
-        let content = std::fs::read(file.path()).unwrap();
-        assert!(received == content[1000..700_000]);
     }
 
     #[tokio::test]
-    async fn a_file_changed_during_its_transfer_breaks_the_transfer_off() {
-        let (mut file, identity) = file_of(1_000_000);
-        let body = body(file.reopen().unwrap(), identity, 0..1_000_000);
-        let mut chunks = body.into_data_stream();
+    async fn a_file_written_to_during_its_transfer_breaks_the_transfer_off() {
+        let (file, source, mut content) = source();
+        let mut chunks = chunks(source, 0..SIZE);
         chunks.next().await.unwrap().unwrap();
-        file.write_all(b"x").unwrap();
+        let modified = file.as_file().metadata().unwrap().modified().unwrap();
+        content[usize::try_from(SIZE).unwrap() / 2] ^= 1;
+        fs::write(file.path(), &content).unwrap();
         // Not even times that were set back hide the change.
-        file.as_file().set_modified(identity.modified).unwrap();
-        file.as_file().set_len(1_000_000).unwrap();
-        assert!(chunks.next().await.unwrap().is_err());
+        file.as_file().set_modified(modified).unwrap();
+        let half = SIZE / 2 / CHUNK_BYTES * CHUNK_BYTES;
+        let mut received = CHUNK_BYTES;
+        let error = loop {
+            match chunks.next().await.unwrap() {
+                Ok(chunk) => received += length(&chunk),
+                Err(error) => break error,
+            }
+        };
+        assert!(error.to_string().contains("has changed"), "{error}");
+        assert_eq!(received, half, "what had not changed went out");
         assert!(chunks.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn the_log_tells_how_far_a_download_got_and_why_no_further() {
+        let whole = logged(async {
+            let (_file, source, _content) = source();
+            rest_of(chunks(source, 0..SIZE)).await;
+        })
+        .await;
+        let told = "download: u.payload (1.2.3), 1000000 bytes";
+        assert!(whole.contains(told), "{whole}");
+        assert_eq!(whole.lines().count(), 1);
+
+        let told = "download broke off after 262144 of 1000000 bytes: u.payload (1.2.3): ";
+        let left = logged(async {
+            let (_file, source, _content) = source();
+            chunks(source, 0..SIZE).next().await.unwrap().unwrap();
+        })
+        .await;
+        assert!(left.contains(told), "{left}");
+        assert!(left.contains("the connection was closed"), "{left}");
+
+        let changed = logged(async {
+            let (file, source, _content) = source();
+            let chunks = chunks(source, 0..SIZE);
+            file.as_file().set_len(CHUNK_BYTES).unwrap();
+            let _ = chunks.collect::<Vec<_>>().await;
+        })
+        .await;
+        assert!(changed.contains(told), "{changed}");
+        assert!(changed.contains("the file has changed"), "{changed}");
+    }
+
+    #[tokio::test]
+    async fn a_file_cut_short_breaks_the_transfer_off() {
+        let (file, source, _content) = source();
+        let mut chunks = chunks(source, 0..SIZE);
+        chunks.next().await.unwrap().unwrap();
+        file.as_file().set_len(CHUNK_BYTES).unwrap();
+        assert!(chunks.next().await.unwrap().is_err());
+    }
+
+    #[tokio::test]
+    async fn other_names_attributes_or_none_do_not_touch_a_transfer() {
+        use std::os::unix::fs::PermissionsExt;
+        let (file, source, content) = source();
+        let mut chunks = chunks(source, 0..SIZE);
+        let mut received = chunks.next().await.unwrap().unwrap().to_vec();
+        fs::set_permissions(file.path(), fs::Permissions::from_mode(0o600)).unwrap();
+        let other = file.path().with_extension("other");
+        fs::hard_link(file.path(), &other).unwrap();
+        fs::write(&other, &content).unwrap();
+        fs::remove_file(&other).unwrap();
+        file.close().unwrap();
+        received.extend(rest_of(chunks).await);
+        assert!(received == content);
     }
 }

@@ -39,7 +39,7 @@ pub struct Sidecar {
     pub board: Option<String>,
     /// See [`Labels::app_id`]; the operating system by default.
     pub app_id: Option<String>,
-    /// See [`Labels::from_version`]; a delta is only offered with it.
+    /// See [`Labels::from_version`]; a delta of version 1 is only offered with it.
     pub from_version: Option<String>,
 }
 
@@ -78,6 +78,16 @@ pub enum LabelError {
         /// The folder's version.
         folder: String,
         /// The version in the name.
+        file: String,
+        /// The payload's file name.
+        name: String,
+    },
+    /// Folder and name disagree.
+    #[error("its folder says board {folder} but its name {file}; say which in a file {name}.json")]
+    BoardsDisagree {
+        /// The folder's board.
+        folder: String,
+        /// The board in the name.
         file: String,
         /// The payload's file name.
         name: String,
@@ -168,11 +178,10 @@ pub fn label(
         .or_else(|| release.app_id.clone())
         .unwrap_or_else(|| OS_APP_ID.to_owned());
     agree("app_id", &app_id, &release.app_id, same_app_id)?;
-    let board = said
-        .board
-        .or(folders.board)
-        .or(file.board)
-        .or_else(|| release.board.clone());
+    let board = match said.board {
+        Some(board) => Some(board),
+        None => inferred_board(&name, folders.board, file.board)?.or_else(|| release.board.clone()),
+    };
     if let Some(board) = &board {
         agree("board", board, &release.board, str::eq_ignore_ascii_case)?;
     }
@@ -199,6 +208,23 @@ fn inferred_version(name: &str, folders: &Folders, file: &FileName) -> Result<Ve
         (Some(version), _) | (None, [version]) => Ok(version.clone()),
         (None, []) => Err(LabelError::VersionMissing { name }),
         (None, _) => Err(LabelError::VersionAmbiguous { name }),
+    }
+}
+
+fn inferred_board(
+    name: &str,
+    folder: Option<String>,
+    file: Option<String>,
+) -> Result<Option<String>, LabelError> {
+    match (folder, file) {
+        (Some(folder), Some(file)) if !folder.eq_ignore_ascii_case(&file) => {
+            Err(LabelError::BoardsDisagree {
+                folder,
+                file,
+                name: name.to_owned(),
+            })
+        }
+        (folder, file) => Ok(folder.or(file)),
     }
 }
 
@@ -413,6 +439,26 @@ mod tests {
             matches!(error, LabelError::FoldersUnclear { .. }),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_board_in_the_name_must_be_the_folders() {
+        let path = "stable/amd64-usr/4152.2.0/flatcar-arm64-4152.2.0.gz";
+        let error = label_of(path, None).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "its folder says board amd64-usr but its name arm64-usr; \
+             say which in a file flatcar-arm64-4152.2.0.gz.json"
+        );
+        let sidecar = Sidecar {
+            board: Some("arm64-usr".into()),
+            ..Sidecar::default()
+        };
+        let labels = label_of(path, Some(&sidecar)).unwrap();
+        assert_eq!(labels.board.as_deref(), Some("arm64-usr"));
+        let same = "stable/AMD64-usr/4152.2.0/flatcar-amd64-4152.2.0.gz";
+        let labels = label_of(same, None).unwrap();
+        assert_eq!(labels.board.as_deref(), Some("AMD64-usr"));
     }
 
     #[test]

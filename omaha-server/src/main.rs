@@ -83,20 +83,23 @@ struct Folder {
 const LABELS: &str = "\
 Which version, track and board a payload is for is read from where it lies:
 
-  DIR/update-4152.2.0.payload                       every track, every board
-  DIR/stable/flatcar-amd64-4152.2.0.gz              track stable, board amd64-usr
-  DIR/stable/amd64-usr/4152.2.0/update.gz           the same
+  DIR/update-4152.2.0.payload                 every track, every board
+  DIR/stable/flatcar-amd64-4152.2.0.gz        track stable, board amd64-usr
+  DIR/stable/amd64-usr/4152.2.0/update.gz     the same
   DIR/anything.payload and DIR/anything.payload.json:
       {\"version\": \"4152.2.0\", \"track\": \"stable\", \"board\": \"amd64-usr\",
        \"app_id\": \"…\", \"from_version\": \"4081.2.0\"}
 
-What the JSON file says comes first; put it there before the payload. Every key is optional.
-A payload of format version 2 may tell version, board and app itself; nothing may say otherwise then.
+What the JSON file says comes first; put it there before the payload. Every
+key is optional. A payload of format version 2 may tell version, board and app
+itself; nothing may say otherwise then.
 
-A delta goes to machines that take deltas, have the encoders that it needs and run the image that it
-starts from. They tell by the hash of that image; from those that do not know it, by from_version in the
-JSON file, which deltas of version 1 must have. Everybody else gets the full payload: put both here.
-Version 2 is offered only to machines that name their encoders; clients of the original never do.
+A delta goes to machines that take deltas, have the encoders that it needs and
+run the image that it starts from. They tell by the hash of that image; from
+those that do not know it, by from_version in the JSON file, which deltas of
+version 1 must have. Everybody else gets the full payload: put both here.
+Version 2 is offered only to machines that name their encoders; clients of the
+original never do.
 
 Environment: RUST_LOG=debug logs pings and ordinary events too.";
 
@@ -151,7 +154,8 @@ impl Serve {
         writeln!(stdout, "listening on http://{}", server.address())?;
         stdout.flush()?;
         drop(stdout);
-        Ok(server.run(stop).await?)
+        server.run(stop).await;
+        Ok(())
     }
 }
 
@@ -189,5 +193,17 @@ fn log_to_stderr(json: bool) {
         subscriber.json().flatten_event(true).init();
     } else {
         subscriber.init();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_help_fits_a_terminal() {
+        for line in LABELS.lines() {
+            assert!(line.chars().count() < 80, "{line}");
+        }
     }
 }

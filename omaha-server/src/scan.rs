@@ -1,25 +1,35 @@
 //! From a folder to a [`Catalogue`], again and again. Reads files, writes none.
 //!
 //! A file is offered when all of this holds:
-//! - it has rested: the same at two scans, or unchanged for [`SETTLED`];
+//! - it has rested: the same for [`SETTLED`], or unchanged for that long;
 //! - it is a whole payload: as long as its manifest says and with the right hash
 //!   for each of its parts, so that a copy under way is not offered however long
 //!   it pauses;
 //! - its labels are known.
+//!
+//! Looking is quick and reading is not: a [survey](Scanner::survey) notices what has
+//! come, gone or got other labels, and what is new is then [read](Scanner::read_next)
+//! file by file. What is not there is not offered; what cannot be looked at for a
+//! moment stays as it was known.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Seek};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
+use omaha_protocol::{OS_APP_ID, same_app_id};
 use payload::recompress::EncoderSpec;
-use payload::{Event, Format, Limits, PayloadError, PayloadStream, Release, Trust};
+use payload::{Event, Format, Limits, PayloadStream, Release, Trust};
 use sha1::{Digest, Sha1};
+use sha2::Sha256;
 
 use crate::ServerError;
-use crate::catalogue::{Artifact, Catalogue, FileIdentity, LeftOut};
+use crate::catalogue::{Artifact, CHUNK_BYTES, Catalogue, LeftOut};
+use crate::error::in_one_line;
 use crate::labels::{Defaults, Labels, Sidecar, label};
 
 /// A file this old is taken as finished without a second look.
@@ -31,21 +41,42 @@ const MAX_DEPTH: usize = 8;
 const MAX_FILES: usize = 100_000;
 const MAX_SIDECAR_BYTES: u64 = 64 << 10;
 const MAGIC: &[u8; 4] = b"CrAU";
-const CHUNK_BYTES: usize = 256 << 10;
 
-/// Watches one folder. What it has hashed once it does not read again until the
+/// Watches one folder. What it has read once it does not read again until the
 /// file changes.
 #[derive(Debug)]
 pub struct Scanner {
     folder: PathBuf,
     defaults: Defaults,
-    seen: HashMap<PathBuf, Seen>,
+    stop: Arc<AtomicBool>,
+    files: BTreeMap<PathBuf, Seen>,
+    /// What is no file to offer or could not be looked at.
+    left_out: Vec<LeftOut>,
+    /// All that payloads here were ever for, the operating system aside.
+    app_ids: BTreeSet<String>,
+}
+
+/// By what a file is recognised as unchanged without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct FileIdentity {
+    /// Device and inode number.
+    inode: (u64, u64),
+    size: u64,
+    /// Last change of the content.
+    modified: SystemTime,
+    /// Last change of content or attributes, in seconds and nanoseconds. Unlike
+    /// the time above it cannot be set back by tools that copy times.
+    changed: (i64, i64),
 }
 
 #[derive(Debug)]
 struct Seen {
     identity: FileIdentity,
     content: Content,
+    /// What its sidecar says, or why that is not known.
+    sidecar: Option<Result<Sidecar, String>>,
+    /// Until it has been read: not before this time.
+    read_at: Option<SystemTime>,
 }
 
 /// What is in a file, as far as it matters here.
@@ -53,10 +84,14 @@ struct Seen {
 enum Content {
     /// It has not rested yet.
     Unsettled,
+    /// It has rested, and nobody has read it yet.
+    Unread,
+    /// The last attempt to read it failed.
+    Unreadable(String),
     NotAPayload,
     /// A payload that no machine could install.
     Broken(String),
-    Payload(Box<Facts>),
+    Payload(Arc<Facts>),
 }
 
 /// What a whole payload says of itself.
@@ -69,6 +104,7 @@ struct Facts {
     release: Release,
     sha1: [u8; 20],
     sha256: [u8; 32],
+    chunks: Arc<[[u8; 32]]>,
 }
 
 impl Scanner {
@@ -83,7 +119,10 @@ impl Scanner {
         Ok(Self {
             folder,
             defaults,
-            seen: HashMap::new(),
+            stop: Arc::default(),
+            files: BTreeMap::new(),
+            left_out: Vec::new(),
+            app_ids: BTreeSet::new(),
         })
     }
 
@@ -92,61 +131,146 @@ impl Scanner {
         &self.folder
     }
 
+    /// Once this is set, no file is read any further.
+    pub fn stop(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.stop)
+    }
+
     /// As [`Scanner::scan`], but gives files that are new and yet quiet the time to
     /// be taken in, so that a payload made a moment ago is there at once. Blocks
     /// for up to [`SETTLED`] and the time of hashing.
     pub fn scan_settled(&mut self) -> Result<Catalogue, ServerError> {
         let catalogue = self.scan(SystemTime::now())?;
-        let settled = |seen: &Seen| !matches!(seen.content, Content::Unsettled);
-        if self.seen.values().all(settled) {
+        if self.files.values().all(|seen| seen.read_at.is_none()) {
             return Ok(catalogue);
         }
         std::thread::sleep(SETTLED);
         self.scan(SystemTime::now())
     }
 
-    /// Looks at the folder as it is. Fails only when the folder itself cannot be
-    /// read; trouble with a file ends up in [`Catalogue::left_out`].
+    /// Looks at the folder as it is and reads all that is new.
     pub fn scan(&mut self, now: SystemTime) -> Result<Catalogue, ServerError> {
-        let mut catalogue = Catalogue::default();
-        let files = self.files(&mut catalogue.left_out)?;
-        let mut seen = HashMap::new();
-        for path in &files {
-            let has_sidecar = files.contains(&sidecar_path(path));
-            match self.look(path, now) {
-                Ok(found) => {
-                    self.sort(path, &found, has_sidecar, &mut catalogue);
-                    seen.insert(path.clone(), found);
+        self.survey(now)?;
+        while self.read_next(now) {}
+        Ok(self.catalogue())
+    }
+
+    /// Looks at the folder as it is, without reading what is new. Fails only when
+    /// the folder itself cannot be listed; trouble with a file ends up in
+    /// [`Catalogue::left_out`].
+    ///
+    /// After a failure nothing is known any more if the folder is gone, and all is as
+    /// it was before otherwise.
+    pub fn survey(&mut self, now: SystemTime) -> Result<(), ServerError> {
+        let mut listing = match self.list() {
+            Ok(listing) => listing,
+            Err(source) => {
+                if is_gone(&source) {
+                    self.files.clear();
+                    self.left_out.clear();
+                }
+                let folder = self.folder.clone();
+                return Err(ServerError::ReadFolder { folder, source });
+            }
+        };
+        let mut files = BTreeMap::new();
+        for path in &listing.files {
+            // One that cannot be looked at is not one that is not there: without its word
+            // the payload might go to more machines.
+            let sidecar = sidecar_path(path);
+            let has_sidecar =
+                listing.files.contains(&sidecar) || listing.unreadable.contains_key(&sidecar);
+            match self.look(path, has_sidecar, now) {
+                Ok(seen) => {
+                    files.insert(path.clone(), seen);
                 }
                 // Removed since the folder was listed.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => catalogue.left_out.push(LeftOut {
+                Err(error) if is_gone(&error) => {}
+                Err(error) => {
+                    listing.unreadable.insert(path.clone(), error);
+                }
+            }
+        }
+        let mut kept = BTreeSet::new();
+        for (path, seen) in std::mem::take(&mut self.files) {
+            let above = path.ancestors();
+            let mut unreadable = above.filter(|above| listing.unreadable.contains_key(*above));
+            if let Some(above) = unreadable.next() {
+                kept.insert(above.to_owned());
+                files.entry(path).or_insert(seen);
+            }
+        }
+        self.files = files;
+        self.left_out = listing.left_out;
+        for (path, error) in listing.unreadable {
+            let rest = if kept.contains(&path) {
+                "; what was known of it stays as it was"
+            } else {
+                ""
+            };
+            let reason = format!("it cannot be read: {error}{rest}");
+            self.left_out.push(LeftOut { path, reason });
+        }
+        Ok(())
+    }
+
+    /// Reads one file that waits for it, from end to end. `false` when there is none,
+    /// or when it was told to stop.
+    pub fn read_next(&mut self, now: SystemTime) -> bool {
+        let is_due = |seen: &Seen| seen.read_at.is_some_and(|at| is_due(at, now));
+        let due = self.files.iter_mut().filter(|(_, seen)| is_due(seen));
+        // What is on offer anyway comes last.
+        let is_known = |seen: &Seen| matches!(seen.content, Content::Payload(_));
+        let Some((path, seen)) = due.min_by_key(|(_, seen)| is_known(seen)) else {
+            return false;
+        };
+        seen.content = match examine(path, seen.identity, &self.stop) {
+            Ok(Some(content)) => content,
+            Ok(None) => return false,
+            Err(error) => Content::Unreadable(format!("it cannot be read: {error}")),
+        };
+        seen.read_at = match seen.content {
+            // It has changed meanwhile, or may be all right the next time.
+            Content::Unsettled | Content::Unread | Content::Unreadable(_) => Some(now + SETTLED),
+            Content::NotAPayload | Content::Broken(_) | Content::Payload(_) => None,
+        };
+        true
+    }
+
+    /// What is known after the last look and the last reading.
+    pub fn catalogue(&mut self) -> Catalogue {
+        let mut catalogue = Catalogue {
+            artifacts: Vec::new(),
+            left_out: self.left_out.clone(),
+            app_ids: BTreeSet::new(),
+        };
+        for (path, seen) in &self.files {
+            self.app_ids.extend(seen.app_ids().map(str::to_owned));
+            match self.artifact(path, seen) {
+                None => {}
+                Some(Ok(artifact)) => catalogue.artifacts.push(artifact),
+                Some(Err(reason)) => catalogue.left_out.push(LeftOut {
                     path: path.clone(),
-                    reason: format!("it cannot be read: {error}"),
+                    reason,
                 }),
             }
         }
-        self.seen = seen;
+        catalogue.app_ids.clone_from(&self.app_ids);
         catalogue.left_out.sort_by(|a, b| a.path.cmp(&b.path));
-        Ok(catalogue)
+        catalogue
     }
 
-    /// All regular files in order, hidden ones and links out of the folder aside.
-    fn files(&self, left_out: &mut Vec<LeftOut>) -> Result<BTreeSet<PathBuf>, ServerError> {
-        let mut files = BTreeSet::new();
+    /// All regular files, hidden ones and links out of the folder aside.
+    fn list(&self) -> io::Result<Listing> {
+        let mut listing = Listing::default();
         let mut folders = vec![(self.folder.clone(), 0)];
         while let Some((folder, depth)) = folders.pop() {
             let entries = match list(&folder) {
                 Ok(entries) => entries,
-                Err(source) if depth == 0 => {
-                    return Err(ServerError::ReadFolder { folder, source });
-                }
+                Err(error) if depth == 0 => return Err(error),
+                Err(error) if is_gone(&error) => continue,
                 Err(error) => {
-                    let reason = format!("it cannot be read: {error}");
-                    left_out.push(LeftOut {
-                        path: folder,
-                        reason,
-                    });
+                    listing.unreadable.insert(folder, error);
                     continue;
                 }
             };
@@ -154,37 +278,40 @@ impl Scanner {
                 let kind = match self.kind(&path) {
                     Ok(kind) => kind,
                     // Vanished, or a link to nowhere.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                    Err(error) => Kind::Refused(format!("it cannot be read: {error}")),
-                };
-                match kind {
-                    Kind::File if files.len() < MAX_FILES => {
-                        files.insert(path);
+                    Err(error) if is_gone(&error) => continue,
+                    Err(error) => {
+                        listing.unreadable.insert(path, error);
+                        continue;
                     }
-                    Kind::Folder if depth < MAX_DEPTH => folders.push((path, depth + 1)),
-                    Kind::Refused(reason) => left_out.push(LeftOut { path, reason }),
+                };
+                let reason = match kind {
+                    Kind::File if listing.files.len() < MAX_FILES => {
+                        listing.files.insert(path);
+                        continue;
+                    }
+                    Kind::Folder if depth < MAX_DEPTH => {
+                        folders.push((path, depth + 1));
+                        continue;
+                    }
+                    Kind::Special => continue,
                     Kind::File => {
                         let reason = format!("there are more than {MAX_FILES} files before it");
-                        left_out.push(LeftOut { path, reason });
-                        return Ok(files);
+                        listing.left_out.push(LeftOut { path, reason });
+                        return Ok(listing);
                     }
-                    Kind::Folder => {
-                        let reason = format!("it lies more than {MAX_DEPTH} folders deep");
-                        left_out.push(LeftOut { path, reason });
-                    }
-                    Kind::Special => {}
-                }
+                    Kind::Folder => format!("it lies more than {MAX_DEPTH} folders deep"),
+                    Kind::OutsideLink => "it is a link out of the payload folder".to_owned(),
+                };
+                listing.left_out.push(LeftOut { path, reason });
             }
         }
-        Ok(files)
+        Ok(listing)
     }
 
     fn kind(&self, path: &Path) -> io::Result<Kind> {
         if path.symlink_metadata()?.is_symlink() && !path.canonicalize()?.starts_with(&self.folder)
         {
-            return Ok(Kind::Refused(
-                "it is a link out of the payload folder".to_owned(),
-            ));
+            return Ok(Kind::OutsideLink);
         }
         let metadata = path.metadata()?;
         Ok(if metadata.is_file() {
@@ -197,54 +324,70 @@ impl Scanner {
     }
 
     /// What is in the file, from memory if it has not changed.
-    fn look(&self, path: &Path, now: SystemTime) -> io::Result<Seen> {
+    fn look(&self, path: &Path, has_sidecar: bool, now: SystemTime) -> io::Result<Seen> {
         let identity = FileIdentity::of(&path.metadata()?);
-        let before = self.seen.get(path).filter(|seen| seen.identity == identity);
-        let content = match before {
-            Some(seen) if !matches!(seen.content, Content::Unsettled) => seen.content.clone(),
-            Some(_) => examine(path, identity)?,
-            None if has_rested(&identity, now) => examine(path, identity)?,
-            None if begins_with_magic(&mut File::open(path)?)? => Content::Unsettled,
-            None => Content::NotAPayload,
+        let before = self.files.get(path);
+        let sidecar = if has_sidecar {
+            look_at_sidecar(&sidecar_path(path), before)
+        } else {
+            None
         };
-        Ok(Seen { identity, content })
+        let (content, read_at) = match before {
+            Some(seen) if seen.identity == identity => (seen.content.clone(), seen.read_at),
+            // It may have been written to and its time set back, so it is read again. Until
+            // then it stays on offer: no byte goes out that was not hashed.
+            Some(seen)
+                if seen.identity.differs_in_attributes(&identity)
+                    && matches!(seen.content, Content::Payload(_)) =>
+            {
+                (seen.content.clone(), Some(now))
+            }
+            _ if !begins_with_magic(&mut File::open(path)?)? => (Content::NotAPayload, None),
+            _ if has_rested(&identity, now) => (Content::Unread, Some(now)),
+            _ => (Content::Unsettled, Some(now + SETTLED)),
+        };
+        Ok(Seen {
+            identity,
+            content,
+            sidecar,
+            read_at,
+        })
     }
 
-    /// Puts the file where it belongs in the catalogue.
-    fn sort(&self, path: &Path, found: &Seen, has_sidecar: bool, catalogue: &mut Catalogue) {
-        let result = match &found.content {
-            Content::NotAPayload => return,
-            Content::Unsettled => Err("it is being written".to_owned()),
-            Content::Broken(reason) => Err(reason.clone()),
-            Content::Payload(facts) => {
-                self.labels(path, has_sidecar, facts)
-                    .map(|(name, labels)| Artifact {
-                        labels,
-                        is_delta: facts.is_delta,
-                        format: facts.format,
-                        source_sha256: facts.source_sha256,
-                        encoders: facts.encoders.clone(),
-                        path: path.to_owned(),
-                        name,
-                        sha1: facts.sha1,
-                        sha256: facts.sha256,
-                        identity: found.identity,
-                    })
+    /// What the file is in the catalogue; `None` unless it is a payload.
+    fn artifact(&self, path: &Path, seen: &Seen) -> Option<Result<Artifact, String>> {
+        let facts = match &seen.content {
+            Content::NotAPayload => return None,
+            Content::Unsettled => return Some(Err("it is being written".to_owned())),
+            Content::Unread => return Some(Err("it is being read".to_owned())),
+            Content::Unreadable(reason) | Content::Broken(reason) => {
+                return Some(Err(reason.clone()));
             }
+            Content::Payload(facts) => facts,
         };
-        match result {
-            Ok(artifact) => catalogue.artifacts.push(artifact),
-            Err(reason) => catalogue.left_out.push(LeftOut {
-                path: path.to_owned(),
-                reason,
-            }),
-        }
+        let labels = self.labels(path, seen.sidecar.as_ref(), facts);
+        Some(labels.map(|(name, labels)| Artifact {
+            labels,
+            is_delta: facts.is_delta,
+            format: facts.format,
+            source_sha256: facts.source_sha256,
+            encoders: facts.encoders.clone(),
+            min_source_version: facts.release.min_source_version.clone(),
+            expires: facts.release.expires,
+            path: path.to_owned(),
+            name,
+            sha1: facts.sha1,
+            sha256: facts.sha256,
+            chunks: Arc::clone(&facts.chunks),
+            size: seen.identity.size,
+            modified: seen.identity.modified,
+        }))
     }
 
     fn labels(
         &self,
         path: &Path,
-        has_sidecar: bool,
+        sidecar: Option<&Result<Sidecar, String>>,
         facts: &Facts,
     ) -> Result<(String, Labels), String> {
         let relative = path.strip_prefix(&self.folder).unwrap_or(path);
@@ -252,13 +395,13 @@ impl Scanner {
             .to_str()
             .and_then(|_| path.file_name()?.to_str())
             .ok_or("its name is not utf-8")?;
-        let sidecar = if has_sidecar {
-            Some(read_sidecar(&sidecar_path(path)).map_err(|e| format!("{name}.json: {e}"))?)
-        } else {
-            None
+        let sidecar = match sidecar {
+            Some(Ok(sidecar)) => Some(sidecar),
+            Some(Err(reason)) => return Err(format!("{name}.json: {reason}")),
+            None => None,
         };
-        let labels = label(relative, sidecar.as_ref(), &facts.release, &self.defaults)
-            .map_err(|e| e.to_string())?;
+        let labels =
+            label(relative, sidecar, &facts.release, &self.defaults).map_err(|e| e.to_string())?;
         // A machine that can take version 2 tells which image it runs.
         let found_by_image = facts.format != Format::V1 && facts.source_sha256.is_some();
         if facts.is_delta && !found_by_image && labels.from_version.is_none() {
@@ -276,17 +419,49 @@ enum Kind {
     Folder,
     /// A pipe, a device.
     Special,
-    Refused(String),
+    OutsideLink,
+}
+
+/// What is in the folder and those inside it.
+#[derive(Default)]
+struct Listing {
+    files: BTreeSet<PathBuf>,
+    left_out: Vec<LeftOut>,
+    /// Files and folders that are there but cannot be looked at.
+    unreadable: BTreeMap<PathBuf, io::Error>,
+}
+
+impl Seen {
+    /// Whom the file or its sidecar names, even if it cannot be offered now.
+    fn app_ids(&self) -> impl Iterator<Item = &str> {
+        let sidecar = self.sidecar.as_ref().and_then(|said| said.as_ref().ok());
+        let facts = match &self.content {
+            Content::Payload(facts) => Some(facts),
+            _ => None,
+        };
+        let said = sidecar.and_then(|sidecar| sidecar.app_id.as_deref());
+        let signed = facts.and_then(|facts| facts.release.app_id.as_deref());
+        let ids = said.into_iter().chain(signed);
+        ids.filter(|id| {
+            !matches!(self.content, Content::NotAPayload) && !same_app_id(id, OS_APP_ID)
+        })
+    }
 }
 
 impl FileIdentity {
-    pub(crate) fn of(metadata: &Metadata) -> Self {
+    fn of(metadata: &Metadata) -> Self {
         Self {
             inode: (metadata.dev(), metadata.ino()),
             size: metadata.len(),
             modified: metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH),
             changed: (metadata.ctime(), metadata.ctime_nsec()),
         }
+    }
+
+    /// Another name, owner or mode, as it seems.
+    fn differs_in_attributes(&self, other: &Self) -> bool {
+        let changed = other.changed;
+        self != other && Self { changed, ..*self } == *other
     }
 }
 
@@ -302,6 +477,21 @@ fn list(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
+/// It was removed, by this name at least. Any other failure says nothing of that.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
+}
+
+/// Nothing waits longer than [`SETTLED`], so what seems to was put off by a clock that
+/// has been set back since.
+fn is_due(at: SystemTime, now: SystemTime) -> bool {
+    at.duration_since(now)
+        .map_or(true, |rest| rest.is_zero() || rest > SETTLED)
+}
+
 /// A time in the future says nothing, so such a file needs the second look.
 fn has_rested(identity: &FileIdentity, now: SystemTime) -> bool {
     now.duration_since(identity.modified)
@@ -310,39 +500,45 @@ fn has_rested(identity: &FileIdentity, now: SystemTime) -> bool {
 
 /// Reads the whole file once, in bounded memory: hashes it, and checks it as a
 /// machine would, so that one that was copied badly is found here and not there.
-/// Only the signature is not judged, for the server needs no keys.
-fn examine(path: &Path, identity: FileIdentity) -> io::Result<Content> {
+/// Only the signature is not judged, for the server needs no keys. `None` when it was
+/// stopped.
+fn examine(path: &Path, identity: FileIdentity, stop: &AtomicBool) -> io::Result<Option<Content>> {
     let mut file = File::open(path)?;
     if !begins_with_magic(&mut file)? {
-        return Ok(Content::NotAPayload);
+        return Ok(Some(Content::NotAPayload));
     }
     let mut sha1 = Sha1::new();
     let anyone = Trust::allow_unsigned(Vec::new());
     let mut stream = PayloadStream::new(Limits::default(), &anyone);
-    let mut chunk = vec![0; CHUNK_BYTES];
+    let mut chunks = Vec::new();
+    let mut chunk = Vec::new();
     file.rewind()?;
     loop {
-        let count = file.read(&mut chunk)?;
-        if count == 0 {
+        if stop.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        chunk.clear();
+        if file.by_ref().take(CHUNK_BYTES).read_to_end(&mut chunk)? == 0 {
             break;
         }
-        sha1.update(&chunk[..count]);
-        stream.push(&chunk[..count]);
+        sha1.update(&chunk);
+        chunks.push(Sha256::digest(&chunk).into());
+        stream.push(&chunk);
         if let Err(reason) = check_arrived(&mut stream, identity.size) {
-            return Ok(Content::Broken(reason));
+            return Ok(Some(Content::Broken(reason)));
         }
     }
     let verified = match stream.finish() {
         Ok(verified) => verified,
-        Err(error) => return Ok(Content::Broken(in_one_line(&error))),
+        Err(error) => return Ok(Some(Content::Broken(in_one_line(&error)))),
     };
     // What was read must be what was looked at, and still be there.
     let unchanged = |metadata: Metadata| FileIdentity::of(&metadata) == identity;
     if !unchanged(file.metadata()?) || !unchanged(path.metadata()?) {
-        return Ok(Content::Unsettled);
+        return Ok(Some(Content::Unsettled));
     }
     let manifest = verified.manifest();
-    Ok(Content::Payload(Box::new(Facts {
+    Ok(Some(Content::Payload(Arc::new(Facts {
         is_delta: manifest.is_delta(),
         format: manifest.format,
         source_sha256: manifest.partition.old.map(|old| old.sha256),
@@ -350,7 +546,8 @@ fn examine(path: &Path, identity: FileIdentity) -> io::Result<Content> {
         release: manifest.release.clone().unwrap_or_default(),
         sha1: sha1.finalize().into(),
         sha256: *verified.sha256(),
-    })))
+        chunks: chunks.into(),
+    }))))
 }
 
 /// Library and version of encoders, each once: whoever has these has every level of
@@ -389,30 +586,31 @@ fn begins_with_magic(file: &mut File) -> io::Result<bool> {
     }
 }
 
-fn in_one_line(error: &PayloadError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}
-
 fn sidecar_path(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".json");
     PathBuf::from(name)
 }
 
-fn read_sidecar(path: &Path) -> Result<Sidecar, String> {
-    let mut text = String::new();
-    File::open(path)
-        .and_then(|file| file.take(MAX_SIDECAR_BYTES + 1).read_to_string(&mut text))
-        .map_err(|error| format!("cannot be read: {error}"))?;
-    if u64::try_from(text.len()).is_ok_and(|length| length > MAX_SIDECAR_BYTES) {
-        return Err(format!("is longer than {MAX_SIDECAR_BYTES} bytes"));
+/// What a sidecar says, or why that is not known. One that cannot be read now says
+/// what it did before.
+fn look_at_sidecar(path: &Path, before: Option<&Seen>) -> Option<Result<Sidecar, String>> {
+    match read_sidecar(path) {
+        Ok(said) => Some(said),
+        Err(error) if is_gone(&error) => None,
+        Err(error) => before
+            .and_then(|seen| seen.sidecar.clone())
+            .or_else(|| Some(Err(format!("cannot be read: {error}")))),
     }
-    serde_json::from_str(&text).map_err(|error| error.to_string())
+}
+
+fn read_sidecar(path: &Path) -> io::Result<Result<Sidecar, String>> {
+    let mut text = Vec::new();
+    File::open(path)?
+        .take(MAX_SIDECAR_BYTES + 1)
+        .read_to_end(&mut text)?;
+    if u64::try_from(text.len()).is_ok_and(|length| length > MAX_SIDECAR_BYTES) {
+        return Ok(Err(format!("is longer than {MAX_SIDECAR_BYTES} bytes")));
+    }
+    Ok(serde_json::from_slice(&text).map_err(|error| error.to_string()))
 }

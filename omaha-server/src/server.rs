@@ -4,13 +4,14 @@
 //! |---|---|---|
 //! | `/v1/update/`, `/v1/update` | POST | Omaha response, 200 for every well-formed request |
 //! | `/p/<sha256>/<name>` | GET, HEAD | the payload file |
-//! | `/healthz` | GET | 200 |
+//! | `/healthz` | GET | 200, or 503 while the payload folder cannot be read |
 
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::Router;
 use axum::body::Bytes;
@@ -18,7 +19,6 @@ use axum::extract::{ConnectInfo, DefaultBodyLimit, FromRequest, Path, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use futures_util::FutureExt;
 use omaha_protocol::{Request, limits};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -28,14 +28,14 @@ use crate::ServerError;
 use crate::answer::{BaseUrl, answer};
 use crate::catalogue::Catalogue;
 use crate::decide::Policy;
+use crate::error::in_one_line;
+use crate::http::{self, Limits};
 use crate::labels::Defaults;
 use crate::scan::Scanner;
 use crate::{files, journal};
 
 /// How long a client may take to send its request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long downloads may go on after a shutdown was asked for.
-const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
 /// How to serve.
 #[derive(Debug, Clone)]
@@ -69,6 +69,8 @@ struct Shared {
     public_url: Option<BaseUrl>,
     policy: Policy,
     address: SocketAddr,
+    /// The last look at the folder succeeded.
+    is_healthy: Arc<AtomicBool>,
 }
 
 impl Server {
@@ -111,74 +113,88 @@ impl Server {
 
     /// Answers until `shutdown` completes; then lets what is under way finish for
     /// a few seconds.
-    pub async fn run(
-        self,
-        shutdown: impl Future<Output = ()> + Send + 'static,
-    ) -> Result<(), ServerError> {
-        let address = self.address;
+    pub async fn run(self, shutdown: impl Future<Output = ()>) {
         let shared = Shared {
             catalogue: self.catalogue.subscribe(),
             public_url: self.settings.public_url.clone(),
             policy: self.settings.policy,
-            address,
+            address: self.address,
+            is_healthy: Arc::new(AtomicBool::new(true)),
         };
-        let rescans = rescan_forever(self.scanner, self.catalogue, self.settings.rescan);
-        let service = router(shared).into_make_service_with_connect_info::<SocketAddr>();
-
-        let shutdown = shutdown.shared();
-        let serving = axum::serve(self.listener, service).with_graceful_shutdown(shutdown.clone());
-        let overdue = async {
-            shutdown.await;
-            tokio::time::sleep(SHUTDOWN_GRACE).await;
-        };
-        let result = tokio::select! {
-            result = serving => result,
-            () = overdue => {
-                tracing::warn!("shutdown cuts off downloads");
-                Ok(())
-            }
-        };
+        let stop = self.scanner.stop();
+        let rescans = rescan_forever(
+            self.scanner,
+            self.catalogue,
+            Arc::clone(&shared.is_healthy),
+            self.settings.rescan,
+        );
+        let limits = Limits::of_this_process();
+        http::serve(self.listener, router(shared), limits, shutdown).await;
         rescans.abort();
-        result.map_err(|source| ServerError::Serve { address, source })
+        // The runtime waits for the file that is being read.
+        stop.store(true, Ordering::Relaxed);
     }
 }
 
-/// Hashing blocks, so it happens on a thread that may.
-async fn blocking(
+/// Scanning blocks, so it happens on a thread that may.
+async fn blocking<T: Send + 'static>(
     mut scanner: Scanner,
-    scan: impl FnOnce(&mut Scanner) -> Result<Catalogue, ServerError> + Send + 'static,
-) -> (Scanner, Result<Catalogue, ServerError>) {
+    work: impl FnOnce(&mut Scanner) -> T + Send + 'static,
+) -> (Scanner, T) {
     spawn_blocking(move || {
-        let catalogue = scan(&mut scanner);
-        (scanner, catalogue)
+        let done = work(&mut scanner);
+        (scanner, done)
     })
     .await
     .expect("a scan does not panic, and the runtime waits for it")
 }
 
+/// Publishes what has gone or changed before anything new is read, and looks again
+/// between files, so that a release that was taken away is not offered meanwhile.
 fn rescan_forever(
     mut scanner: Scanner,
     published: watch::Sender<Arc<Catalogue>>,
+    is_healthy: Arc<AtomicBool>,
     interval: Duration,
 ) -> JoinHandle<()> {
     tokio::spawn(async move {
+        let mut trouble = None;
+        let mut has_more = false;
         loop {
-            tokio::time::sleep(interval).await;
-            let rescan = |scanner: &mut Scanner| scanner.scan(SystemTime::now());
-            let (scanned, catalogue) = blocking(scanner, rescan).await;
-            scanner = scanned;
-            // A folder that cannot be read offers nothing: its files could not be served.
-            let catalogue = catalogue.unwrap_or_else(|error| {
-                tracing::error!(folder = %scanner.folder().display(), "rescan failed: {error}");
-                Catalogue::default()
-            });
+            if !has_more {
+                tokio::time::sleep(interval).await;
+            }
+            let (surveyed, (result, catalogue)) = blocking(scanner, |scanner| {
+                let result = scanner.survey(SystemTime::now());
+                (result, scanner.catalogue())
+            })
+            .await;
+            let failure = result.err().map(|error| in_one_line(&error));
+            is_healthy.store(failure.is_none(), Ordering::Relaxed);
+            journal::surveyed(trouble.as_deref(), failure.as_deref());
+            trouble = failure;
             let before = published.borrow().clone();
             if *before != catalogue {
-                journal::rescanned(scanner.folder(), &before, &catalogue);
+                journal::rescanned(surveyed.folder(), &before, &catalogue);
                 published.send_replace(Arc::new(catalogue));
             }
+            (scanner, has_more) =
+                blocking(surveyed, move |scanner| read_some(scanner, interval)).await;
         }
     })
+}
+
+/// Reads new files for about this long, one at least. Whether there was one.
+fn read_some(scanner: &mut Scanner, time: Duration) -> bool {
+    let begun = Instant::now();
+    let mut has_read = false;
+    while scanner.read_next(SystemTime::now()) {
+        has_read = true;
+        if begun.elapsed() >= time {
+            break;
+        }
+    }
+    has_read
 }
 
 fn router(shared: Shared) -> Router {
@@ -187,7 +203,7 @@ fn router(shared: Shared) -> Router {
         .route("/v1/update", update.clone())
         .route("/v1/update/", update)
         .route("/p/{sha256}/{name}", get(file))
-        .route("/healthz", get(async || "ok\n"))
+        .route("/healthz", get(health))
         .fallback(async || files::not_found())
         .method_not_allowed_fallback(async || {
             (
@@ -226,16 +242,15 @@ async fn update(
     };
     let request = match Request::parse(&body) {
         Ok(request) => request,
-        Err(error) => {
-            let cause = std::error::Error::source(&error)
-                .map(|cause| format!(": {cause}"))
-                .unwrap_or_default();
-            return refuse(StatusCode::BAD_REQUEST, format!("{error}{cause}"));
-        }
+        Err(error) => return refuse(StatusCode::BAD_REQUEST, in_one_line(&error)),
     };
     let base_url = base_url(&shared, &headers);
     let catalogue = shared.catalogue.borrow().clone();
-    let answer = answer(&request, &catalogue, &shared.policy, &base_url);
+    // A clock before 1970 lets everything be in time.
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
+    let answer = answer(&request, &catalogue, &shared.policy, &base_url, now);
     journal::answered(client, &request, &answer);
     let content_type = [(header::CONTENT_TYPE, "text/xml; charset=utf-8")];
     (content_type, answer.response.to_xml()).into_response()
@@ -256,6 +271,15 @@ fn base_url(shared: &Shared, headers: &HeaderMap) -> BaseUrl {
         .unwrap_or_else(from_address)
 }
 
+async fn health(State(shared): State<Shared>) -> Response {
+    if shared.is_healthy.load(Ordering::Relaxed) {
+        "ok\n".into_response()
+    } else {
+        let text = "the payload folder cannot be read, the log says why\n";
+        (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+    }
+}
+
 async fn file(
     State(shared): State<Shared>,
     ConnectInfo(client): ConnectInfo<SocketAddr>,
@@ -267,11 +291,5 @@ async fn file(
     let Some(artifact) = catalogue.file(&sha256, &name) else {
         return files::not_found();
     };
-    let response = files::serve(artifact, &method, &headers).await;
-    let range = headers
-        .get(header::RANGE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or("all");
-    journal::downloaded(client, artifact, response.status().as_u16(), range);
-    response
+    files::serve(client, artifact, &method, &headers).await
 }

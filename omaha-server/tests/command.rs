@@ -158,6 +158,35 @@ fn the_log_can_be_json() {
 }
 
 #[test]
+fn a_folder_that_cannot_be_read_is_logged_once_with_its_cause() {
+    let folder = folder_with_payload();
+    let (mut server, _address) = serve(folder.path(), &[]);
+    let mut log = BufReader::new(server.0.stderr.take().unwrap()).lines();
+    let mut wait_for = |text: &str| {
+        let lines = log.by_ref().map(Result::unwrap);
+        let mut seen = Vec::new();
+        for line in lines {
+            seen.push(line);
+            if seen.last().unwrap().contains(text) {
+                break;
+            }
+        }
+        seen
+    };
+    let aside = folder.path().with_extension("aside");
+    fs::rename(folder.path(), &aside).unwrap();
+    std::os::unix::fs::symlink(folder.path().file_name().unwrap(), folder.path()).unwrap();
+    let failure = wait_for("cannot read the payload folder").pop().unwrap();
+    // It fails once more before it is all right.
+    std::thread::sleep(Duration::from_secs(3));
+    fs::remove_file(folder.path()).unwrap();
+    fs::rename(&aside, folder.path()).unwrap();
+    assert!(failure.contains("Too many levels"), "{failure}");
+    let rest = wait_for("the payload folder can be read again");
+    assert_eq!(rest.len(), 1, "{rest:?}");
+}
+
+#[test]
 fn the_list_is_a_table_or_json_on_stdout() {
     let folder = folder_with_payload();
     let path = folder.path().to_str().unwrap();

@@ -6,11 +6,13 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
+use omaha_protocol::OS_APP_ID;
 use omaha_server::catalogue::Catalogue;
 use omaha_server::labels::Defaults;
-use omaha_server::scan::Scanner;
+use omaha_server::scan::{SETTLED, Scanner};
 use tempfile::TempDir;
 
 const FULL: &[u8] = include_bytes!("../../fixtures/crau-v1/unsigned.payload");
@@ -86,7 +88,7 @@ fn payloads_are_found_by_content_and_labelled_by_place() {
         signed.sha256_hex(),
         "971b029df5635dd465846b522b0c0c688e8ba46512e1f3e4a8b7145b9ae8b7ca"
     );
-    assert_eq!(signed.identity.size, u64::try_from(SIGNED.len()).unwrap());
+    assert_eq!(signed.size, u64::try_from(SIGNED.len()).unwrap());
     assert!(!signed.is_delta);
 }
 
@@ -129,16 +131,172 @@ fn a_fresh_file_must_be_the_same_at_two_scans() {
     let mut folder = Folder::new();
     folder.put("update-1.2.3.payload", FULL);
     let now = SystemTime::now();
-    assert_eq!(
-        reason(&folder.scan_at(now), "update-1.2.3.payload"),
-        "it is being written"
-    );
+    let waits = "it is being written";
+    assert_eq!(reason(&folder.scan_at(now), "update-1.2.3.payload"), waits);
     folder.put("update-1.2.3.payload", SIGNED);
-    assert!(
-        offered(&folder.scan_at(now)).is_empty(),
+    let next = now + SETTLED / 2;
+    assert_eq!(
+        reason(&folder.scan_at(next), "update-1.2.3.payload"),
+        waits,
         "changed in between"
     );
-    assert_eq!(offered(&folder.scan_at(now)).len(), 1);
+    assert_eq!(
+        reason(&folder.scan_at(now + SETTLED), "update-1.2.3.payload"),
+        waits,
+        "looked at again too soon"
+    );
+    assert_eq!(offered(&folder.scan_at(next + SETTLED)).len(), 1);
+
+    // A clock that was set back does not hold it up for as long.
+    folder.put("update-1.2.3.payload", FULL);
+    let (late, early) = (now + 100 * SETTLED, now - 100 * SETTLED);
+    let future = File::options()
+        .write(true)
+        .open(folder.path("update-1.2.3.payload"))
+        .unwrap();
+    future.set_modified(late).unwrap();
+    assert!(offered(&folder.scan_at(late)).is_empty());
+    assert_eq!(offered(&folder.scan_at(early)).len(), 1);
+}
+
+#[test]
+fn what_goes_or_is_relabelled_is_noticed_before_anything_new_is_read() {
+    let mut folder = Folder::new();
+    folder.put("bad-1.2.3.payload", FULL);
+    folder.put("good-1.2.2.payload", SIGNED);
+    folder.scan();
+    fs::remove_file(folder.path("bad-1.2.3.payload")).unwrap();
+    folder.put("good-1.2.2.payload.json", br#"{"track": "beta"}"#);
+    for name in ["README", "new-1.2.4.payload", "new-1.2.5.payload"] {
+        folder.put(name, if name == "README" { b"text" } else { FULL });
+    }
+    let now = SystemTime::now() + Duration::from_secs(3600);
+    folder.scanner.survey(now).unwrap();
+    let catalogue = folder.scanner.catalogue();
+    assert_eq!(offered(&catalogue), [("good-1.2.2.payload", "1.2.2")]);
+    assert_eq!(catalogue.artifacts[0].labels.track.as_deref(), Some("beta"));
+    assert_eq!(catalogue.left_out.len(), 2, "{:?}", catalogue.left_out);
+    assert_eq!(reason(&catalogue, "new-1.2.4.payload"), "it is being read");
+
+    for count in [2, 3] {
+        assert!(folder.scanner.read_next(now));
+        assert_eq!(offered(&folder.scanner.catalogue()).len(), count);
+    }
+    assert!(!folder.scanner.read_next(now));
+}
+
+#[test]
+fn a_payload_with_new_attributes_stays_on_offer_while_it_is_read_again() {
+    use std::os::unix::fs::PermissionsExt;
+    let mut folder = Folder::new();
+    folder.put("update-1.2.3.payload", FULL);
+    let path = folder.path("update-1.2.3.payload");
+    let before = folder.scan();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    let now = SystemTime::now() + Duration::from_secs(3600);
+    folder.scanner.survey(now).unwrap();
+    assert_eq!(folder.scanner.catalogue(), before);
+    assert!(folder.scanner.read_next(now));
+    assert_eq!(folder.scanner.catalogue(), before);
+    assert!(!folder.scanner.read_next(now));
+
+    // A change that hides behind its old time is found by reading.
+    let modified = path.metadata().unwrap().modified().unwrap();
+    let mut content = FULL.to_vec();
+    content[FULL.len() / 2] ^= 1;
+    fs::write(&path, &content).unwrap();
+    let file = File::options().write(true).open(&path).unwrap();
+    file.set_modified(modified).unwrap();
+    assert!(offered(&folder.scan()).is_empty());
+}
+
+#[test]
+fn a_scan_that_is_told_to_stop_reads_no_further() {
+    let mut folder = Folder::new();
+    folder.put("update-1.2.3.payload", FULL);
+    folder.scanner.stop().store(true, Ordering::Relaxed);
+    let catalogue = folder.scan();
+    assert_eq!(
+        reason(&catalogue, "update-1.2.3.payload"),
+        "it is being read"
+    );
+}
+
+/// Something is at `path` meanwhile that is neither gone nor can be looked at.
+fn while_blocked(path: &Path, test: impl FnOnce()) {
+    let aside = tempfile::tempdir_in("/tmp").unwrap();
+    let aside = aside.path().join("aside");
+    fs::rename(path, &aside).unwrap();
+    symlink(path.file_name().unwrap(), path).unwrap();
+    test();
+    fs::remove_file(path).unwrap();
+    fs::rename(&aside, path).unwrap();
+}
+
+#[test]
+fn what_cannot_be_looked_at_for_a_moment_stays_on_offer() {
+    let mut folder = Folder::new();
+    let root = folder.path("top");
+    folder.put("top/stable/amd64-usr/update-1.2.3.payload", FULL);
+    folder.put("top/beta-1.2.4.payload", SIGNED);
+    folder.put("top/beta-1.2.4.payload.json", br#"{"track": "beta"}"#);
+    folder.scanner = Scanner::new(&root, Defaults::default()).unwrap();
+    let all = folder.scan();
+    assert_eq!(all.artifacts.len(), 2);
+
+    for blocked in [
+        "stable",
+        "stable/amd64-usr/update-1.2.3.payload",
+        "beta-1.2.4.payload",
+    ] {
+        while_blocked(&root.join(blocked), || {
+            let catalogue = folder.scan();
+            assert_eq!(catalogue.artifacts, all.artifacts, "{blocked}");
+            let reason = reason(&catalogue, blocked);
+            assert!(reason.contains("Too many levels"), "{reason}");
+            assert!(reason.ends_with("what was known of it stays as it was"));
+        });
+        assert_eq!(folder.scan(), all);
+    }
+    while_blocked(&root.join("beta-1.2.4.payload.json"), || {
+        assert_eq!(folder.scan().artifacts, all.artifacts);
+    });
+    assert_eq!(folder.scan(), all);
+    while_blocked(&root, || {
+        let error = folder.scanner.survey(SystemTime::now()).unwrap_err();
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert!(cause.contains("Too many levels"), "{cause}");
+        assert_eq!(folder.scanner.catalogue(), all);
+    });
+
+    // What is gone is gone.
+    fs::rename(root.join("stable"), folder.path("hidden")).unwrap();
+    assert_eq!(offered(&folder.scan()), [("beta-1.2.4.payload", "1.2.4")]);
+    fs::rename(&root, folder.path("gone")).unwrap();
+    assert!(folder.scanner.survey(SystemTime::now()).is_err());
+    assert_eq!(folder.scanner.catalogue(), Catalogue::default());
+}
+
+#[test]
+fn an_app_stays_known_while_its_payloads_are_away_or_kept_back() {
+    let mut folder = Folder::new();
+    let sidecar = |id: &str| format!(r#"{{"app_id": "{id}"}}"#);
+    folder.put("a-1.2.3.payload", FULL);
+    folder.put("a-1.2.3.payload.json", sidecar("io.example.A").as_bytes());
+    folder.put("b-1.2.3.payload", &FULL[..FULL.len() / 2]);
+    folder.put("b-1.2.3.payload.json", sidecar("io.example.B").as_bytes());
+    folder.scan();
+    fs::remove_file(folder.path("a-1.2.3.payload")).unwrap();
+    let catalogue = folder.scan();
+    assert!(catalogue.artifacts.is_empty());
+    for (id, known) in [
+        ("io.example.A", true),
+        ("io.example.B", true),
+        ("io.example.C", false),
+        (OS_APP_ID, true),
+    ] {
+        assert_eq!(catalogue.knows_app(id), known, "{id}");
+    }
 }
 
 #[test]
@@ -204,6 +362,8 @@ fn delta_v2(encoders: &[&str]) -> (Vec<u8>, [u8; 32]) {
         release: Some(payload::Release {
             version: Some("4152.10.0".to_owned()),
             board: Some("amd64-usr".to_owned()),
+            min_source_version: Some("4152.2.0".to_owned()),
+            expires: Some(1_800_000_000),
             ..payload::Release::default()
         }),
         ..Parts::default()
@@ -229,14 +389,18 @@ fn a_delta_of_version_2_says_itself_what_it_needs() {
     assert_eq!(artifact.labels.version.as_str(), "4152.10.0");
     assert_eq!(artifact.labels.board.as_deref(), Some("amd64-usr"));
     let hash: String = source.iter().map(|byte| format!("{byte:02x}")).collect();
-    let kind = format!("delta from image {}, v2, needs zstd/1.5.4", &hash[..12]);
+    let facts = "v2, needs zstd/1.5.4, over 4152.2.0 or newer, expires 2027-01-15T08:00:00Z";
+    let kind = format!("delta from image {}, {facts}", &hash[..12]);
     assert_eq!(artifact.kind(), kind);
     assert!(catalogue.table(folder.scanner.folder()).contains(&kind));
-    assert_eq!(catalogue.json()["artifacts"][0]["source_sha256"], hash);
+    let json = &catalogue.json()["artifacts"][0];
+    assert_eq!(json["source_sha256"], hash);
+    assert_eq!(json["min_source_version"], "4152.2.0");
+    assert_eq!(json["expires"], 1_800_000_000);
 
     folder.put("u.payload.json", br#"{"from_version": "4152.2.0"}"#);
     let kind = folder.scan().artifacts[0].kind();
-    assert_eq!(kind, "delta from 4152.2.0, v2, needs zstd/1.5.4");
+    assert_eq!(kind, format!("delta from 4152.2.0, {facts}"));
 
     folder.put("u.payload.json", br#"{"version": "4152.11.0"}"#);
     let catalogue = folder.scan();

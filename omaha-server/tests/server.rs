@@ -72,7 +72,7 @@ impl TestServer {
             let stopped = async {
                 let _ = stopped.await;
             };
-            server.run(stopped).await.unwrap();
+            server.run(stopped).await;
         });
         Self {
             address,
@@ -392,9 +392,14 @@ async fn requests_that_are_no_requests_are_refused_in_words() {
                 "root element is `response` instead of `request` at byte 0\n",
             ),
             ("<request><app></request>", "malformed xml at byte 14: "),
+            (
+                &format!("<request></{}>", "x".repeat(100_000)),
+                "malformed xml at byte 9: ",
+            ),
         ] {
-            let reply = server.post(body).await;
+            let reply = server.post(body.to_owned()).await;
             assert_eq!(reply.status, StatusCode::BAD_REQUEST, "{body}");
+            assert!(reply.body.len() < 1000);
             assert!(reply.text().starts_with(text), "{}", reply.text());
         }
         let just_fits = server.post(vec![b' '; limits::DOCUMENT_BYTES]).await;
@@ -581,7 +586,7 @@ async fn a_file_that_changed_since_the_scan_is_not_served() {
         let file = server.folder.path().join("update-1.2.3.payload");
         let modified = file.metadata().unwrap().modified().unwrap();
 
-        // Same size, same time, same name: only the content differs.
+        // Same size, same time, same name: only the content differs, far behind the start.
         let mut content = FULL.to_vec();
         content[FULL.len() / 2] ^= 1;
         fs::write(&file, &content).unwrap();
@@ -591,10 +596,21 @@ async fn a_file_that_changed_since_the_scan_is_not_served() {
             .unwrap()
             .set_modified(modified)
             .unwrap();
-        let reply = server.get(&path, &[]).await;
+        let changed = format!("bytes={}-", FULL.len() / 2);
+        let reply = server.get(&path, &[("range", &changed)]).await;
         assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE);
         assert!(!reply.header("retry-after").is_empty());
         assert!(reply.body.len() < 100);
+        // What comes before is as it was hashed; then the transfer breaks off.
+        let reply = server.get(&path, &[("range", "bytes=0-99")]).await;
+        assert!(reply.body == FULL[..100]);
+        let mut whole = server.client.get(server.url(&path)).send().await.unwrap();
+        let mut received = Vec::new();
+        while let Ok(Some(chunk)) = whole.chunk().await {
+            received.extend_from_slice(&chunk);
+        }
+        assert!(received.len() < FULL.len());
+        assert!(received == FULL[..received.len()]);
 
         fs::remove_file(&file).unwrap();
         std::os::unix::fs::symlink("/etc/passwd", &file).unwrap();
@@ -629,6 +645,33 @@ async fn files_that_come_and_go_are_noticed() {
             .await
             .unwrap();
         assert_eq!(server.offered(machine("1.0.0")).await, None);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_folder_that_cannot_be_read_for_a_moment_keeps_its_releases_and_shows_in_health() {
+    bounded(async {
+        let server = TestServer::start_with(&[("update-2.0.0.payload", FULL)], |settings| {
+            settings.rescan = Duration::from_millis(20);
+        })
+        .await;
+        let health_becomes = async |status: StatusCode| {
+            while server.get("/healthz", &[]).await.status != status {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        health_becomes(StatusCode::OK).await;
+        let folder = server.folder.path();
+        let aside = folder.with_extension("aside");
+        fs::rename(folder, &aside).unwrap();
+        std::os::unix::fs::symlink(folder.file_name().unwrap(), folder).unwrap();
+        health_becomes(StatusCode::SERVICE_UNAVAILABLE).await;
+        let offered = server.offered(machine("1.0.0")).await;
+        fs::remove_file(folder).unwrap();
+        fs::rename(&aside, folder).unwrap();
+        assert_eq!(offered.as_deref(), Some("2.0.0"));
+        health_becomes(StatusCode::OK).await;
     })
     .await;
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::ErrorCode;
+use crate::{ErrorCode, Quoted};
 
 /// Declares an open enumeration of the wire: the published numbers have names
 /// and words, every other number is kept as it is.
@@ -165,10 +165,10 @@ impl fmt::Display for Event {
             write!(f, ", {code}")?;
         }
         if let Some(version) = self.previous_version.as_deref().filter(|v| !v.is_empty()) {
-            write!(f, ", from version {}", version.escape_debug())?;
+            write!(f, ", from version {}", Quoted(version))?;
         }
         if let Some(version) = self.next_version.as_deref().filter(|v| !v.is_empty()) {
-            write!(f, ", to version {}", version.escape_debug())?;
+            write!(f, ", to version {}", Quoted(version))?;
         }
         Ok(())
     }
@@ -215,6 +215,15 @@ mod tests {
         ] {
             assert_eq!(event.to_string(), words);
         }
+    }
+
+    #[test]
+    fn a_long_version_does_not_make_a_long_line() {
+        let event = Event {
+            next_version: Some("\u{1}".repeat(10_000)),
+            ..Event::update_complete("\n".repeat(10_000))
+        };
+        assert!(event.to_string().len() < 1000, "{event}");
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod code;
 mod error;
 mod event;
 pub mod limits;
+mod quoted;
 mod reader;
 mod request;
 mod response;
@@ -32,6 +33,7 @@ mod writer;
 pub use code::ErrorCode;
 pub use error::ProtocolError;
 pub use event::{Event, EventResult, EventType};
+pub use quoted::Quoted;
 pub use request::{InstallSource, Os, Ping, Request, RequestApp, UpdateCheckRequest};
 pub use response::{
     Action, ActionEvent, AppStatus, DayStart, Manifest, Package, Response, ResponseApp,

@@ -9,8 +9,8 @@
 use quick_xml::XmlVersion;
 use quick_xml::events::{BytesDecl, BytesRef, BytesStart, Event};
 
-use crate::ProtocolError;
 use crate::limits;
+use crate::{ProtocolError, Quoted};
 
 /// An open tag with its attributes, entities resolved.
 pub(crate) struct Element {
@@ -180,7 +180,7 @@ impl<'a> Reader<'a> {
                 Ok(Event::Empty(_)) => unreachable!("empty elements are expanded"),
                 Err(error) => {
                     let position = usize::try_from(self.xml.error_position()).unwrap_or(position);
-                    return Err(malformed(position, error));
+                    return Err(malformed(position, &error));
                 }
             }
         }
@@ -249,7 +249,7 @@ pub(crate) fn is_xml_char(c: char) -> bool {
 fn element(tag: &BytesStart<'_>, position: usize) -> Result<Element, ProtocolError> {
     let mut attributes = Vec::new();
     for attribute in tag.attributes() {
-        let attribute = attribute.map_err(|error| malformed(position, error.into()))?;
+        let attribute = attribute.map_err(|error| malformed(position, &error.into()))?;
         if attribute.value.len() > limits::ATTRIBUTE_BYTES {
             return Err(ProtocolError::AttributeTooLong {
                 attribute: shortened(attribute.key.0),
@@ -259,7 +259,7 @@ fn element(tag: &BytesStart<'_>, position: usize) -> Result<Element, ProtocolErr
         }
         let value = attribute
             .normalized_value(XmlVersion::Explicit1_0)
-            .map_err(|error| malformed(position, error))?;
+            .map_err(|error| malformed(position, &error))?;
         // A character reference can spell what may not stand literally.
         if let Some(character) = value.chars().find(|&c| !is_xml_char(c)) {
             return Err(ProtocolError::ForbiddenCharacter {
@@ -286,7 +286,7 @@ fn element(tag: &BytesStart<'_>, position: usize) -> Result<Element, ProtocolErr
 fn check_declaration(declaration: &BytesDecl<'_>, position: usize) -> Result<(), ProtocolError> {
     let encoding = match declaration.encoding() {
         None => return Ok(()),
-        Some(encoding) => encoding.map_err(|error| malformed(position, error.into()))?,
+        Some(encoding) => encoding.map_err(|error| malformed(position, &error.into()))?,
     };
     let known = ["utf-8", "utf8", "us-ascii"];
     if known.iter().any(|name| encoding.eq_ignore_ascii_case(name)) {
@@ -300,7 +300,7 @@ fn check_declaration(declaration: &BytesDecl<'_>, position: usize) -> Result<(),
 fn check_reference(reference: &BytesRef<'_>, position: usize) -> Result<(), ProtocolError> {
     let character = reference
         .resolve_char_ref()
-        .map_err(|error| malformed(position, error))?;
+        .map_err(|error| malformed(position, &error))?;
     match character {
         Some(c) if !is_xml_char(c) => Err(ProtocolError::ForbiddenCharacter {
             character: c.into(),
@@ -310,7 +310,7 @@ fn check_reference(reference: &BytesRef<'_>, position: usize) -> Result<(), Prot
         None if quick_xml::escape::resolve_predefined_entity(reference).is_some() => Ok(()),
         None => Err(malformed(
             position,
-            quick_xml::escape::EscapeError::UnrecognizedEntity(
+            &quick_xml::escape::EscapeError::UnrecognizedEntity(
                 0..reference.len(),
                 shortened(reference),
             )
@@ -319,18 +319,15 @@ fn check_reference(reference: &BytesRef<'_>, position: usize) -> Result<(), Prot
     }
 }
 
-fn malformed(position: usize, error: quick_xml::Error) -> ProtocolError {
+fn malformed(position: usize, error: &quick_xml::Error) -> ProtocolError {
     ProtocolError::Malformed {
         position,
-        source: Box::new(error),
+        // It may quote names of any length.
+        source: format!("{:.200}", Quoted(&error.to_string())).into(),
     }
 }
 
 /// At most 40 characters of a name from the wire, fit for an error text.
 fn shortened(name: &str) -> String {
-    const KEPT: usize = 40;
-    match name.char_indices().nth(KEPT) {
-        Some((end, _)) => format!("{}…", &name[..end]),
-        None => name.to_owned(),
-    }
+    format!("{:.40}", Quoted(name))
 }
