@@ -212,6 +212,7 @@ impl Machine {
             plan,
             boot: Arc::new(self.boot()),
             before_write: None,
+            at_step: Arc::new(|_, _| {}),
             server: Server {
                 file: release.payload.clone(),
                 stop_at: None,
@@ -277,6 +278,7 @@ pub(super) struct Attempt<'a> {
     plan: InstallPlan,
     boot: Arc<dyn BootControl>,
     before_write: Option<BeforeWrite>,
+    at_step: AtStep,
     server: Server,
     cancel: CancellationToken,
 }
@@ -305,11 +307,24 @@ impl Attempt<'_> {
         self
     }
 
+    /// Calls `at_step` after the download, with what may cancel the attempt.
+    pub(super) fn with_steps(
+        mut self,
+        at_step: impl Fn(Step, &CancellationToken) + Send + Sync + 'static,
+    ) -> Self {
+        self.at_step = Arc::new(at_step);
+        self
+    }
+
     /// How it ended, and the positions from which the server was asked for bytes.
     pub(super) fn run(self) -> (Ended, Vec<u64>) {
         let machine = self.machine;
         let server = Arc::new(self.server);
         let folder = machine.folder.path();
+        let witness = Witness {
+            at_step: self.at_step,
+            cancel: self.cancel.clone(),
+        };
         let surroundings = Surroundings {
             transport: Arc::clone(&server) as Arc<dyn Transport>,
             patience: Patience {
@@ -323,7 +338,7 @@ impl Attempt<'_> {
             }),
             encoders: Arc::new(Encoders::carried()),
             boot: self.boot,
-            postinst: Arc::new(Agreeable),
+            postinst: Arc::new(witness.clone()),
             state: StateFolders {
                 durable: folder.join("durable"),
                 volatile: folder.join("volatile"),
@@ -334,7 +349,7 @@ impl Attempt<'_> {
         let ended = machine.runtime.block_on(install::run(
             Arc::new(self.plan),
             Arc::new(surroundings),
-            &Unheard,
+            &witness,
             self.cancel,
         ));
         let asked = server.asked.lock().unwrap().clone();
@@ -870,24 +885,56 @@ impl BodyStream for Body {
     }
 }
 
-struct Agreeable;
+/// What comes after the download.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    Verified,
+    Recorded,
+    PostInstall,
+    Activating,
+}
 
-impl PostInstall for Agreeable {
+/// Told of each step; may cancel the attempt.
+type AtStep = Arc<dyn Fn(Step, &CancellationToken) + Send + Sync>;
+
+/// A post-install program that agrees, and an observer that keeps nothing.
+#[derive(Clone)]
+struct Witness {
+    at_step: AtStep,
+    cancel: CancellationToken,
+}
+
+impl Witness {
+    fn at(&self, step: Step) {
+        (self.at_step)(step, &self.cancel);
+    }
+}
+
+impl PostInstall for Witness {
     fn run(&self, _: &Job<'_>) -> Result<Outcome, PostInstallError> {
+        self.at(Step::PostInstall);
         Ok(Outcome::Done)
     }
 }
 
-struct Unheard;
-
-impl Observer for Unheard {
-    fn observe(&self, _: machine::Event) {}
+impl Observer for Witness {
+    fn observe(&self, event: machine::Event) {
+        if matches!(event, machine::Event::PayloadVerified) {
+            self.at(Step::Verified);
+        }
+    }
 
     fn report<'a>(&'a self, _: OmahaEvent) -> BoxFuture<'a, ()> {
         Box::pin(async {})
     }
 
+    fn post_installing<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<(), UpdateError>> {
+        self.at(Step::Recorded);
+        Box::pin(async { Ok(()) })
+    }
+
     fn activating<'a>(&'a self, _: &'a Proof) -> BoxFuture<'a, Result<(), UpdateError>> {
+        self.at(Step::Activating);
         Box::pin(async { Ok(()) })
     }
 }
