@@ -263,6 +263,30 @@ fn a_kernel_that_no_boot_selector_would_find_is_refused_before_anything_is_writt
     assert!(!machine.path("vmlinuz-b").exists());
 }
 
+/// The other slot stays the way back that it was, and its kernel with it.
+#[test]
+fn a_kernel_that_the_boot_partition_has_no_room_for_is_refused_before_anything_is_written() {
+    const HUGE: u64 = 1 << 50;
+    let release = Release::with_kernel_of(HUGE);
+    let machine = Machine::new(512, release.image.len(), SlotB::Preferred);
+    let kernel = machine.path("vmlinuz-b");
+    std::fs::write(&kernel, "of the older image").unwrap();
+    let before = machine.disk.to_bytes();
+    let error = machine.install(&release).unwrap_err();
+    let words = error.words();
+    assert!(
+        words.starts_with("the new kernel needs 1125899906842624 bytes, and /")
+            && words.contains("vmlinuz-b can have")
+            && words.contains("keep the files of the running slot"),
+        "{words}"
+    );
+    assert_eq!(error.code(), 7, "no fault of the payload or its URL");
+    assert_eq!(deltas::judge(true, &error), None);
+    assert!(machine.disk.to_bytes() == before);
+    assert_eq!(std::fs::read(&kernel).unwrap(), b"of the older image");
+    assert_eq!(machine.boots(&machine.disk, &release), Ok(B));
+}
+
 #[test]
 fn a_power_cut_while_the_new_version_is_marked_successful_leaves_it_or_the_old_one() {
     let mut total = Report::default();

@@ -572,6 +572,32 @@ impl Release {
         (release, old, old_kernel)
     }
 
+    /// A full payload with a kernel that its manifest says is so large.
+    pub(super) fn with_kernel_of(size: u64) -> Self {
+        use sha2::{Digest, Sha256};
+        let image = noise(41, 4096);
+        let mut scratch = Scratch::new(std::io::Cursor::new(Vec::new()));
+        let mut part = |size| PreparedPart {
+            old: None,
+            new: ImageInfo {
+                size,
+                sha256: Sha256::digest(&image).into(),
+            },
+            operations: vec![PreparedOperation {
+                kind: PreparedKind::Replace,
+                destination: vec![Blocks { start: 0, count: 1 }],
+                blob: Some(scratch.append(&image).unwrap()),
+            }],
+        };
+        let (partition, kernel) = (part(4096), part(size));
+        let parts = Parts {
+            partition: Some(partition),
+            kernel: Some(kernel),
+            ..Parts::default()
+        };
+        Self::signed(parts.draft(Profile::V2, scratch).unwrap(), image)
+    }
+
     /// A delta of version 2 as the `payload` command makes it, signed, with these facts
     /// and as if it needed this encoder too.
     pub(super) fn delta_between(
