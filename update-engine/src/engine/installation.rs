@@ -226,8 +226,11 @@ impl Observer for Reports {
         })
     }
 
-    fn activating<'a>(&'a self, _: &'a Proof) -> BoxFuture<'a, Result<(), UpdateError>> {
-        Box::pin(async { Ok(()) })
+    fn activating<'a>(&'a self, proof: &'a Proof) -> BoxFuture<'a, Result<(), UpdateError>> {
+        Box::pin(async move {
+            let (world, epoch) = (Arc::clone(&self.world), proof.security_epoch());
+            Engine::blocking(move || world.raise_security_epoch(epoch)).await
+        })
     }
 }
 

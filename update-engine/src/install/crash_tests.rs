@@ -597,6 +597,19 @@ fn a_stop_during_the_post_install_program_comes_too_late() {
     assert_eq!(*seen.lock().unwrap(), order);
 }
 
+#[test]
+fn an_update_of_which_something_cannot_be_recorded_does_not_become_active() {
+    let release = release(4);
+    for step in [Step::Recorded, Step::Activating] {
+        let machine = Machine::new(512, 4 * BLOCK, SlotB::Preferred);
+        let (ended, _) = machine.attempt(&release).failing_at(step).run();
+        ended.result.unwrap_err();
+        assert_eq!(machine.boots(&machine.disk, &release), Ok(A), "{step:?}");
+        machine.install(&release).unwrap();
+        machine.assert_updated(&release, "the second attempt");
+    }
+}
+
 type Steps = Arc<Mutex<Vec<Step>>>;
 
 /// A list to write, and the same to read.

@@ -213,6 +213,7 @@ impl Machine {
             boot: Arc::new(self.boot()),
             before_write: None,
             at_step: Arc::new(|_, _| {}),
+            fails_at: None,
             server: Server {
                 file: release.payload.clone(),
                 stop_at: None,
@@ -279,6 +280,7 @@ pub(super) struct Attempt<'a> {
     boot: Arc<dyn BootControl>,
     before_write: Option<BeforeWrite>,
     at_step: AtStep,
+    fails_at: Option<Step>,
     server: Server,
     cancel: CancellationToken,
 }
@@ -316,6 +318,12 @@ impl Attempt<'_> {
         self
     }
 
+    /// Nothing can be recorded at this step.
+    pub(super) fn failing_at(mut self, step: Step) -> Self {
+        self.fails_at = Some(step);
+        self
+    }
+
     /// How it ended, and the positions from which the server was asked for bytes.
     pub(super) fn run(self) -> (Ended, Vec<u64>) {
         let machine = self.machine;
@@ -324,6 +332,7 @@ impl Attempt<'_> {
         let witness = Witness {
             at_step: self.at_step,
             cancel: self.cancel.clone(),
+            fails_at: self.fails_at,
         };
         let surroundings = Surroundings {
             transport: Arc::clone(&server) as Arc<dyn Transport>,
@@ -928,11 +937,22 @@ type AtStep = Arc<dyn Fn(Step, &CancellationToken) + Send + Sync>;
 struct Witness {
     at_step: AtStep,
     cancel: CancellationToken,
+    /// The step at which something cannot be recorded.
+    fails_at: Option<Step>,
 }
 
 impl Witness {
     fn at(&self, step: Step) {
         (self.at_step)(step, &self.cancel);
+    }
+
+    fn record(&self, step: Step) -> BoxFuture<'_, Result<(), UpdateError>> {
+        self.at(step);
+        let recorded = match self.fails_at == Some(step) {
+            true => Err(UpdateError::Internal("no record".to_owned())),
+            false => Ok(()),
+        };
+        Box::pin(async { recorded })
     }
 }
 
@@ -955,12 +975,10 @@ impl Observer for Witness {
     }
 
     fn post_installing<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<(), UpdateError>> {
-        self.at(Step::Recorded);
-        Box::pin(async { Ok(()) })
+        self.record(Step::Recorded)
     }
 
     fn activating<'a>(&'a self, _: &'a Proof) -> BoxFuture<'a, Result<(), UpdateError>> {
-        self.at(Step::Activating);
-        Box::pin(async { Ok(()) })
+        self.record(Step::Activating)
     }
 }
