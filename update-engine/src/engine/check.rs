@@ -40,6 +40,8 @@ const MOST_QUARANTINED: usize = 16;
 pub(super) struct Checked {
     pub(super) poll_interval: u64,
     pub(super) http_status: u16,
+    /// Whether there was an answer that could be understood.
+    pub(super) answered: bool,
     pub(super) result: CheckResult,
 }
 
@@ -60,6 +62,7 @@ impl Checked {
         Self {
             poll_interval: 0,
             http_status,
+            answered: false,
             result,
         }
     }
@@ -85,6 +88,7 @@ pub(super) async fn check(world: Arc<World>, attempt: Arc<Attempt>) -> Checked {
         return Checked {
             poll_interval: 0,
             http_status: 0,
+            answered: false,
             result,
         };
     }
@@ -116,6 +120,7 @@ pub(super) async fn check(world: Arc<World>, attempt: Arc<Attempt>) -> Checked {
     Checked {
         poll_interval,
         http_status: status,
+        answered: true,
         result,
     }
 }

@@ -295,6 +295,7 @@ impl Engine {
             let _ = sender.send(Event::CheckFinished {
                 poll_interval: checked.poll_interval,
                 http_status: checked.http_status,
+                answered: checked.answered,
                 result: checked.result,
             });
         });
@@ -310,6 +311,7 @@ impl Engine {
         let _ = self.sender.send(Event::CheckFinished {
             poll_interval: 0,
             http_status: 0,
+            answered: false,
             result: machine::CheckResult::Unreachable(failure),
         });
     }

@@ -155,6 +155,8 @@ pub enum Event {
         poll_interval: u64,
         /// HTTP status, 0 for none.
         http_status: u16,
+        /// Whether there was an answer that could be understood.
+        answered: bool,
         /// What follows from the answer.
         result: CheckResult,
     },
@@ -316,9 +318,13 @@ fn transition(state: &mut State, event: Event, moment: Moment) -> Vec<Effect> {
             Event::CheckFinished {
                 poll_interval,
                 http_status,
+                answered,
                 result,
             },
         ) => {
+            if answered {
+                state.last_checked = moment.wall;
+            }
             state.pace.poll_interval = poll_interval;
             state.pace.http_status = http_status;
             finish_check(state, result, moment)
@@ -409,9 +415,6 @@ fn begin_attempt(state: &mut State, trigger: Trigger, moment: Moment) -> Vec<Eff
 }
 
 fn finish_check(state: &mut State, result: CheckResult, moment: Moment) -> Vec<Effect> {
-    if !matches!(result, CheckResult::Unreachable(_)) {
-        state.last_checked = moment.wall;
-    }
     match result {
         CheckResult::NoUpdate { reason } => {
             state.end_attempt(Outcome::NoUpdate { reason }, Phase::Idle, moment);
