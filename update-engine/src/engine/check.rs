@@ -29,9 +29,9 @@ const ANSWER_LIMIT: u64 = 1024 * 1024;
 pub(super) const UPDATE_BOOT_ID: Key = Key::new("update-boot-id");
 /// The slot that the last update was written to: the unique GUID of its partition.
 pub(super) const UPDATE_SLOT: Key = Key::new("update-slot");
-/// The version that the last update brought.
+/// What the last update brought, by the label of its offer.
 pub(super) const INSTALLED_VERSION: Key = Key::new("installed-version");
-/// Versions that were rolled back, one per line.
+/// What was rolled back, by the labels of their offers, one per line.
 const QUARANTINE: Key = Key::new("quarantined-versions");
 /// Versions remembered as bad, the newest kept.
 const MOST_QUARANTINED: usize = 16;
@@ -276,6 +276,7 @@ impl World {
             LastUpdate::Unknown | LastUpdate::Succeeded { .. } => self.keep(PREVIOUS_VERSION, ""),
             LastUpdate::RolledBack => {
                 if let Some(version) = self.read(INSTALLED_VERSION)?
+                    // Daemons before this one kept it where the offer named none.
                     && !version.is_empty()
                 {
                     tracing::warn!(version, "this version was rolled back and is quarantined");

@@ -60,6 +60,7 @@ impl World {
             world: Arc::clone(&self),
             attempt: Arc::clone(&attempt),
             target: plan.slots.target.clone(),
+            label: plan.offer.label(),
             sender: sender.clone(),
         };
         let ended = install::run(Arc::clone(&plan), surroundings, &observer, cancel).await;
@@ -137,10 +138,10 @@ impl World {
     fn record_update(
         &self,
         identity: &Identity,
-        version: &str,
+        label: &str,
         target: &Slot,
     ) -> Result<(), UpdateError> {
-        self.keep(INSTALLED_VERSION, version)?;
+        self.keep(INSTALLED_VERSION, label)?;
         self.keep(UPDATE_SLOT, &target.unique_guid.to_string())?;
         self.keep(UPDATE_BOOT_ID, &identity.boot_id)?;
         self.keep(PREVIOUS_VERSION, &identity.version)?;
@@ -200,6 +201,8 @@ struct Reports {
     world: Arc<World>,
     attempt: Arc<Attempt>,
     target: Slot,
+    /// Of the offer.
+    label: String,
     sender: mpsc::UnboundedSender<Event>,
 }
 
@@ -216,13 +219,12 @@ impl Observer for Reports {
         })
     }
 
-    fn post_installing<'a>(&'a self, version: &'a str) -> BoxFuture<'a, Result<(), UpdateError>> {
+    fn post_installing(&self) -> BoxFuture<'_, Result<(), UpdateError>> {
         Box::pin(async move {
             self.world.settle_gate().await;
             let (world, attempt) = (Arc::clone(&self.world), Arc::clone(&self.attempt));
-            let (version, target) = (version.to_owned(), self.target.clone());
-            Engine::blocking(move || world.record_update(&attempt.identity, &version, &target))
-                .await
+            let (label, target) = (self.label.clone(), self.target.clone());
+            Engine::blocking(move || world.record_update(&attempt.identity, &label, &target)).await
         })
     }
 

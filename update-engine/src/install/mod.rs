@@ -83,14 +83,14 @@ pub trait Observer: Send + Sync {
     fn observe(&self, event: machine::Event);
     /// Something for the server. Returns when it was posted or kept for later.
     fn report<'a>(&'a self, event: OmahaEvent) -> BoxFuture<'a, ()>;
-    /// The post-install program of `version` runs next. What the next boot must know of the
+    /// The post-install program runs next. What the next boot must know of the
     /// update is durable when this returns: the program may make the target active itself,
     /// as that of Flatcar does, and the power may go right after.
     ///
     /// # Errors
     ///
     /// It cannot be recorded; then the program does not run.
-    fn post_installing<'a>(&'a self, version: &'a str) -> BoxFuture<'a, Result<(), UpdateError>>;
+    fn post_installing(&self) -> BoxFuture<'_, Result<(), UpdateError>>;
     /// The target becomes active next. What must never be forgotten of its release is
     /// durable when this returns.
     ///
@@ -161,7 +161,7 @@ async fn install(
         // The last chance to stop. What the post-install program has begun is finished: it
         // may have made the target active already.
         stop_if(&cancel)?;
-        observer.post_installing(&plan.offer.version).await?;
+        observer.post_installing().await?;
         let postinst = Arc::clone(&surroundings.postinst);
         blocking(move || written.post_install(&*postinst)).await?
     };
