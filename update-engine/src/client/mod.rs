@@ -23,6 +23,8 @@ use daemon::Daemon;
 use display::Display;
 use report::{Report, StatusLine, print, say};
 
+use crate::glog::GlogFlags;
+
 /// Asks the update daemon to check, install, forget or cancel, and shows what
 /// it does.
 ///
@@ -88,9 +90,8 @@ pub struct Cli {
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     pub retry_seconds: Duration,
 
-    /// Accepted for the sake of old scripts; messages always go to stderr
-    #[arg(long, hide = true)]
-    pub logtostderr: bool,
+    #[command(flatten)]
+    _glog: GlogFlags,
 }
 
 const EXAMPLES: &str = "\
@@ -465,11 +466,23 @@ mod tests {
             "-reset_status",
             "-update",
             "-watch_for_updates",
-            "-logtostderr",
         ])
         .unwrap();
         assert!(all.check_for_update && all.reset_status);
-        assert!(all.update && all.watch_for_updates && all.logtostderr);
+        assert!(all.update && all.watch_for_updates);
+    }
+
+    #[test]
+    fn the_flags_of_the_originals_log_library_change_nothing() {
+        for flags in [
+            "-logtostderr -alsologtostderr -nolog_prefix -colorlogtostderr=false",
+            "-minloglevel=2 -v=1 -v 3 -stderrthreshold 0 --vmodule=a=2,b=1",
+            "-log_dir=/tmp --log-dir=/var/log -logbuflevel=-1",
+        ] {
+            let flags: Vec<_> = flags.split(' ').chain(["-status"]).collect();
+            assert!(parsed(&flags).unwrap().status, "{flags:?}");
+        }
+        assert!(parsed(&["-logtosyslog"]).is_err());
     }
 
     #[test]
