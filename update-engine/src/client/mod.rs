@@ -24,6 +24,7 @@ use display::Display;
 use report::{Report, StatusLine, print, say};
 
 use crate::glog::GlogFlags;
+use crate::status::Operation;
 
 /// Asks the update daemon to check, install, forget or cancel, and shows what
 /// it does.
@@ -225,9 +226,18 @@ async fn find(cli: &Cli) -> Result<Daemon, ClientError> {
 }
 
 async fn reset_status(cli: &Cli) -> Result<Exit, ClientError> {
-    find(cli).await?.reset_status().await?;
-    say("Status reset: the daemon has forgotten the finished update.");
-    say("The boot slots still prefer the new version; \"gptprio prioritize\" changes that.");
+    let daemon = find(cli).await?;
+    let before = daemon.operation().await;
+    daemon.reset_status().await?;
+    if before == Some(Operation::Idle) {
+        say("There was no finished update to forget.");
+    } else {
+        say("Status reset: the daemon has forgotten the finished update.");
+        say(
+            "The boot slots still prefer the new version; \"gptprio prioritize DISK SLOT\" makes \
+             another one the first to boot, as in \"gptprio prioritize /dev/sda USR-A\".",
+        );
+    }
     Ok(Exit::Done)
 }
 
@@ -255,8 +265,19 @@ async fn status(cli: &Cli) -> Result<Exit, ClientError> {
 }
 
 async fn cancel(cli: &Cli) -> Result<Exit, ClientError> {
-    find(cli).await?.cancel().await?;
-    say("Cancellation requested.");
+    let daemon = find(cli).await?;
+    let before = daemon.operation().await;
+    daemon.cancel().await?;
+    say(match before {
+        Some(Operation::Idle | Operation::UpdatedNeedReboot) => {
+            "No attempt is under way: there is nothing to cancel."
+        }
+        Some(Operation::CheckingForUpdate | Operation::ReportingErrorEvent) => {
+            "Nothing is being installed: there is nothing to cancel."
+        }
+        Some(Operation::Finalizing) => "The update is being finished: it is too late to cancel.",
+        _ => "Cancellation requested.",
+    });
     Ok(Exit::Done)
 }
 
