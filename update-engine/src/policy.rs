@@ -1,7 +1,7 @@
 //! Whether this machine takes an offer, and later the release behind it: pure functions
 //! with their reasons.
 
-use omaha_protocol::{Version, same_app_id};
+use omaha_protocol::{Version, same_app_id, same_version};
 use payload::Release;
 use serde::{Deserialize, Serialize};
 
@@ -217,14 +217,6 @@ pub fn admit(release: &ReleaseFacts, machine: &Circumstances) -> Result<(), Stri
         ));
     }
     Ok(())
-}
-
-/// Versions compare by their numbers, other texts as they are.
-fn same_version(one: &str, other: &str) -> bool {
-    match (one.parse::<Version>(), other.parse::<Version>()) {
-        (Ok(one), Ok(other)) => one == other,
-        _ => one == other,
-    }
 }
 
 /// A version that cannot be read is at least nothing: rules fail closed.
