@@ -288,6 +288,7 @@ impl Engine {
             Err(error) => return self.check_impossible(&error),
         };
         self.facts.refresh(&self.world, &attempt.settings);
+        self.state.follow(options(&attempt.settings));
         self.attempt = Some(Arc::clone(&attempt));
         let (world, sender) = (Arc::clone(&self.world), self.sender.clone());
         tokio::spawn(async move {

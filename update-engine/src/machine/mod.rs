@@ -262,6 +262,11 @@ impl State {
         state
     }
 
+    /// The settings may have changed since the start; what is scheduled already stays.
+    pub fn follow(&mut self, options: Options) {
+        self.options = options;
+    }
+
     fn schedule_next(&mut self, moment: Moment) {
         if self.options.periodic && self.next_check.is_none() {
             let wait = schedule::next_check(&mut self.pace, self.options.interval, moment.roll);

@@ -267,6 +267,30 @@ fn every_end_of_an_attempt_schedules_the_next_check_and_a_timer_in_between_is_ha
 }
 
 #[test]
+fn the_next_check_is_planned_by_the_settings_of_the_last() {
+    let wait = |options: Options| {
+        let (mut state, _) = run(idle(), [Event::TimerFired]);
+        state.follow(options);
+        let result = CheckResult::NoUpdate {
+            reason: String::new(),
+        };
+        let (state, _) = run(state, [checked(result)]);
+        state.next_check.map(|at| at - NOW.monotonic)
+    };
+    let hourly = Options {
+        interval: Duration::from_secs(3_600),
+        ..OPTIONS
+    };
+    let differs = wait(hourly).unwrap().abs_diff(Duration::from_secs(3_600));
+    assert!(differs <= Duration::from_secs(301), "{differs:?}");
+    let never = Options {
+        periodic: false,
+        ..OPTIONS
+    };
+    assert_eq!(wait(never), None);
+}
+
+#[test]
 fn a_check_on_demand_does_not_move_the_timer() {
     let state = idle();
     let before = state.next_check;
