@@ -767,6 +767,10 @@ fn room_for(path: &Path) -> std::io::Result<u64> {
     let mut folders = path.ancestors().skip(1);
     let folder = folders.find(|folder| folder.exists());
     let system = nix::sys::statvfs::statvfs(folder.unwrap_or(Path::new("/")))?;
+    // Some network file systems do not count. Then the write tells.
+    if system.blocks() == 0 {
+        return Ok(u64::MAX);
+    }
     // The daemon is root, for whom nothing is set aside.
     let free = system.blocks_free().saturating_mul(system.fragment_size());
     Ok(free.saturating_add(taken))
