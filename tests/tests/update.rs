@@ -285,6 +285,34 @@ fn an_update_that_cannot_be_recorded_does_not_become_active() {
     assert_eq!(machine.disk.next_boot().unwrap(), Slot::B);
 }
 
+/// Once it has booted, no older release may follow.
+#[test]
+fn a_release_whose_security_epoch_cannot_be_recorded_does_not_become_active() {
+    let release = Release::make(Recipe {
+        options: &["--security-epoch", "3"],
+        ..Recipe::default()
+    })
+    .unwrap();
+    let server = serve(&release);
+    let machine = Machine::new(SLOT_SIZE, &server.url("/v1/update/"), "ed25519").unwrap();
+    // It can be read, as none, and not be replaced.
+    let draft = "var/lib/update_engine/prefs/.security-epoch.new";
+    machine.write(&format!("{draft}/in-the-way"), "").unwrap();
+    let _daemon = machine.start_daemon().unwrap();
+    let failed = machine.client(&["-follow"]).unwrap();
+    assert!(failed.success().is_err());
+    assert_eq!(
+        machine.disk.attributes(Slot::B).unwrap().to_string(),
+        "0/0/0"
+    );
+
+    fs::remove_dir_all(machine.path(draft)).unwrap();
+    machine.client(&["-follow"]).unwrap().success().unwrap();
+    assert_eq!(machine.disk.next_boot().unwrap(), Slot::B);
+    let epoch = machine.path("var/lib/update_engine/prefs/security-epoch");
+    assert_eq!(fs::read_to_string(epoch).unwrap(), "3");
+}
+
 #[test]
 fn a_folder_of_payloads_and_the_omaha_server_are_enough() {
     for key in ["ed25519", "rsa-2048", "rsa-4096"] {

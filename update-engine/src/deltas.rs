@@ -69,7 +69,8 @@ pub fn judge(is_delta: bool, error: &UpdateError) -> Option<DeltaFailure> {
         | UpdateError::Backoff { .. }
         | UpdateError::ReleaseRefused { .. }
         | UpdateError::PartitionUnmapped { .. }
-        | UpdateError::BootUnmounted => None,
+        | UpdateError::BootUnmounted
+        | UpdateError::NoRoom { .. } => None,
         // Full payloads do not know these, whatever the offer says.
         UpdateError::SourceMismatch { .. }
         | UpdateError::EncodersMissing { .. }

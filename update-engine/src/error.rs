@@ -195,6 +195,23 @@ pub enum UpdateError {
         /// Bytes.
         available: u64,
     },
+    /// A file system has no room for a new file.
+    #[error(
+        "the new {object} needs {needed} bytes, and {path} can have {available}: free some room on \
+         that file system, but keep the files of the running slot {running}"
+    )]
+    NoRoom {
+        /// `kernel` or `PCR policy`.
+        object: &'static str,
+        /// The file that it should become.
+        path: String,
+        /// Bytes.
+        needed: u64,
+        /// Bytes that are free or the file's already.
+        available: u64,
+        /// The slot whose files must stay.
+        running: String,
+    },
     /// What was read back differs from what the payload promises.
     #[error(
         "the {object} read back from {place} has SHA-256 {actual}, the payload says {expected}"
@@ -342,7 +359,7 @@ impl UpdateError {
             Self::Slots(_) => 3,
             Self::PostInstall(_) => 5,
             Self::Boot(_) => 6,
-            Self::Device { .. } | Self::Locked(_) => 7,
+            Self::Device { .. } | Self::NoRoom { .. } | Self::Locked(_) => 7,
             Self::Transfer { .. } => 9,
             Self::PayloadHash { .. } => 10,
             Self::PayloadSize { .. } => 11,

@@ -94,8 +94,13 @@ fn programs(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut programs = Vec::new();
     for entry in entries {
         let path = entry?.path();
+        let name = name_of(&path);
+        // What an editor keeps of a check is the check as it was.
+        if name.starts_with('.') || name.ends_with('~') {
+            continue;
+        }
         let metadata = fs::metadata(&path)?;
-        if name_of(&path).starts_with('.') || !metadata.is_file() {
+        if !metadata.is_file() {
             continue;
         }
         if metadata.permissions().mode() & 0o111 == 0 {
@@ -165,6 +170,7 @@ mod tests {
                     "echo second; echo the disk is hot >&2; exit 7",
                 ),
                 (".hidden", 0o755, "echo hidden"),
+                ("10-first~", 0o755, "echo backup"),
                 ("15-not-executable", 0o644, "echo plain"),
             ],
             LIMIT,

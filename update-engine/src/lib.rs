@@ -12,6 +12,7 @@ pub mod config;
 pub mod deltas;
 pub mod engine;
 pub mod error;
+pub mod glog;
 pub mod health;
 pub mod install;
 pub mod machine;

@@ -1,11 +1,14 @@
 //! Whether this machine takes an offer, and later the release behind it: pure functions
 //! with their reasons.
 
-use omaha_protocol::{Version, same_app_id};
+use omaha_protocol::{Version, same_app_id, same_version};
 use payload::Release;
 use serde::{Deserialize, Serialize};
 
 use crate::omaha::UpdateOffer;
+
+const ALLOW_DOWNGRADE_HINT: &str =
+    "ALLOW_DOWNGRADE=yes in /etc/update-engine/update.conf would allow it";
 
 /// What an operator has laid down for this machine.
 #[derive(Debug, Clone, Default)]
@@ -25,7 +28,7 @@ pub struct Rules {
 pub struct History {
     /// The running version.
     pub running: String,
-    /// Versions that were installed, booted and rolled back.
+    /// What was installed, booted and rolled back, by [`UpdateOffer::label`].
     pub quarantined: Vec<String>,
     /// Until when the payload on offer must wait after failures.
     pub waiting_until: Option<i64>,
@@ -50,7 +53,8 @@ pub enum Decision {
 /// Decides over one offer. The first rule that speaks wins, the hardest first.
 pub fn decide(offer: &UpdateOffer, rules: &Rules, history: &History) -> Decision {
     let version = &offer.version;
-    if history.quarantined.iter().any(|bad| bad == version) {
+    let label = offer.label();
+    if history.quarantined.contains(&label) {
         return Decision::Ignored(
             "this version was installed before, did not come up and was rolled back".to_owned(),
         );
@@ -58,7 +62,11 @@ pub fn decide(offer: &UpdateOffer, rules: &Rules, history: &History) -> Decision
     if let Some(floor) = &rules.version_floor
         && !at_least(version, floor)
     {
-        return Decision::Ignored(format!("it is below the version floor {floor}"));
+        let is_comparable = version.parse::<Version>().is_ok();
+        return Decision::Ignored(match is_comparable {
+            true => format!("it is below the version floor {floor}"),
+            false => format!("it cannot be compared with the version floor {floor}"),
+        });
     }
     if let Some(pin) = &rules.version_pin
         && !pinned(version, pin)
@@ -70,9 +78,11 @@ pub fn decide(offer: &UpdateOffer, rules: &Rules, history: &History) -> Decision
         && let Ok(running) = history.running.parse::<Version>()
         && !at_least(version, &running)
     {
-        return Decision::Ignored(format!(
-            "it is older than the running {running} and ALLOW_DOWNGRADE is not set"
-        ));
+        let why = match version.parse::<Version>() {
+            Ok(_) => format!("it is older than the running {running}"),
+            Err(_) => format!("it cannot be compared with the running {running}"),
+        };
+        return Decision::Ignored(format!("{why}; {ALLOW_DOWNGRADE_HINT}"));
     }
     if rules.paused {
         return Decision::Deferred("updates are paused on this machine".to_owned());
@@ -209,14 +219,6 @@ pub fn admit(release: &ReleaseFacts, machine: &Circumstances) -> Result<(), Stri
     Ok(())
 }
 
-/// Versions compare by their numbers, other texts as they are.
-fn same_version(one: &str, other: &str) -> bool {
-    match (one.parse::<Version>(), other.parse::<Version>()) {
-        (Ok(one), Ok(other)) => one == other,
-        _ => one == other,
-    }
-}
-
 /// A version that cannot be read is at least nothing: rules fail closed.
 fn at_least(version: &str, least: &Version) -> bool {
     version
@@ -333,6 +335,69 @@ mod tests {
         };
         assert_eq!(verdict("3.0.0", &Rules::default(), &history()), "ignored");
         assert_eq!(verdict("3.0.1", &Rules::default(), &history()), "allowed");
+    }
+
+    #[test]
+    fn a_version_without_a_name_is_known_by_its_payload() {
+        let history = History {
+            quarantined: vec![format!("sha256:{}", "00".repeat(32))],
+            ..History::default()
+        };
+        assert_eq!(verdict("", &Rules::default(), &history), "ignored");
+        assert_eq!(verdict("3.0.0", &Rules::default(), &history), "allowed");
+        let mut other = offer("");
+        other.sha256 = [1; 32];
+        let decision = decide(&other, &Rules::default(), &history);
+        assert_eq!(decision, Decision::Allowed);
+    }
+
+    #[test]
+    fn a_version_that_cannot_be_compared_is_not_called_older() {
+        let reason = |version: &str, floor: Option<&str>| {
+            let rules = Rules {
+                refuse_downgrade: true,
+                version_floor: floor.map(|floor| floor.parse().unwrap()),
+                ..Rules::default()
+            };
+            let history = History {
+                running: "2.0.0".to_owned(),
+                ..History::default()
+            };
+            match decide(&offer(version), &rules, &history) {
+                Decision::Ignored(reason) => reason,
+                other => panic!("{other:?}"),
+            }
+        };
+        for (version, floor, expected) in [
+            (
+                "1.0.0",
+                None,
+                "it is older than the running 2.0.0; ALLOW_DOWNGRADE=yes in /etc/",
+            ),
+            (
+                "nightly",
+                None,
+                "it cannot be compared with the running 2.0.0; ALLOW_DOWNGRADE",
+            ),
+            (
+                "",
+                None,
+                "it cannot be compared with the running 2.0.0; ALLOW_DOWNGRADE",
+            ),
+            (
+                "1.0.0",
+                Some("1.5.0"),
+                "it is below the version floor 1.5.0",
+            ),
+            (
+                "nightly",
+                Some("1.5.0"),
+                "it cannot be compared with the version floor 1.5.0",
+            ),
+        ] {
+            let reason = reason(version, floor);
+            assert!(reason.starts_with(expected), "{version}: {reason}");
+        }
     }
 
     #[test]

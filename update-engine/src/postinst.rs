@@ -388,7 +388,7 @@ fn no_replay(device: &dyn BlockDevice) -> Result<Option<&'static str>, DeviceErr
     Ok(None)
 }
 
-#[cfg(any(test, feature = "testing"))]
+#[cfg(test)]
 pub mod testing {
     //! A post-install program for tests.
 

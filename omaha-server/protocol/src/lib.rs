@@ -56,6 +56,15 @@ fn bare_app_id(id: &str) -> &str {
         .unwrap_or(id)
 }
 
+/// Whether two texts name the same version: by their numbers where both are versions, else
+/// letter by letter.
+pub fn same_version(a: &str, b: &str) -> bool {
+    match (a.parse::<Version>(), b.parse::<Version>()) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => a == b,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,5 +80,19 @@ mod tests {
             !same_app_id("{a", "a"),
             "half a pair of braces is part of the id"
         );
+    }
+
+    #[test]
+    fn versions_compare_by_their_numbers_and_other_texts_as_they_are() {
+        for (a, b, same) in [
+            ("1.2.3", "1.2.3", true),
+            ("1.2.3", "1.02.3", true),
+            ("1.2.3", "1.2.4", false),
+            ("nightly", "nightly", true),
+            ("nightly", "Nightly", false),
+            ("1.2.3", "nightly", false),
+        ] {
+            assert_eq!(same_version(a, b), same, "{a} {b}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 //! Decisions are the library's; this module only names partitions and prints.
 
 mod arguments;
+pub(crate) mod cgpt;
 mod disk;
 mod initramfs;
 mod show;

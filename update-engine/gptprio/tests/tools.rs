@@ -166,6 +166,143 @@ fn repair_writes_the_very_bytes_that_cgpt_writes() {
     }
 }
 
+/// Post-install programs and scripts of images read what it prints.
+#[test]
+fn under_the_name_of_cgpt_it_answers_as_cgpt() {
+    if missing("cgpt") {
+        return;
+    }
+    let (_dir, image) = image(512);
+    for command in [
+        "add -i 3 -P 1 -T 0 -S 1 DISK",
+        "add -i4 -S0 -T1 -P2 DISK",
+        "repair -v DISK",
+    ] {
+        let (_theirs, their_image) = image_copy(&image);
+        assert_eq!(as_cgpt(command, &image), (true, String::new()), "{command}");
+        tool("cgpt", command, &their_image);
+        assert!(fs::read(&image).unwrap() == fs::read(their_image).unwrap());
+    }
+    for command in [
+        "show -i 1 -t DISK",
+        "show -i 3 -P DISK",
+        "show -i3 -T DISK",
+        "show DISK -i 3 -S",
+        "show -i 4 -P DISK",
+        "show -i 4 -T DISK",
+        "show -i 4 -S DISK",
+        "show -v -i 4 -u DISK",
+        "show -i 4 -t DISK",
+        "show -i 4 -l DISK",
+        "show -i 4 -b DISK",
+        "show -i 4 -s DISK",
+        "show -i 3 -A DISK",
+        "find -t 5DFBF5F4-2848-4BAC-AA5E-0D9A20B745A6 DISK",
+        "find -l USR-B DISK",
+        "find -l USR-B -t 5dfbf5f4-2848-4bac-aa5e-0d9a20b745a6 DISK",
+        "find -u E03DD35C-7C2D-4A47-B3FE-27F15780A57C DISK",
+        // All of these are mistakes.
+        "find -l USR-C DISK",
+        "show -i 3 -P -T DISK",
+        "show -P DISK",
+        "show -i 0 -P DISK",
+        "show -i 300 -P DISK",
+        "add -i 3 -P 16 DISK",
+        "add -i 7 -P 1 DISK",
+        "show /not/there",
+        "repair",
+        "conjure DISK",
+    ] {
+        let before = fs::read(&image).unwrap();
+        assert_eq!(
+            as_cgpt(command, &image),
+            theirs(command, &image),
+            "{command}"
+        );
+        assert!(fs::read(&image).unwrap() == before, "{command}");
+    }
+}
+
+/// As the post-install program and the setgoodroot of Flatcar call it; the numbers are
+/// those of its cgpt, whose slots the cgpt of Debian does not know.
+#[test]
+fn under_the_name_of_cgpt_it_does_what_flatcar_asks_for() {
+    let (_dir, image) = image(512);
+    let ask = |command: &str| {
+        let (good, answer) = as_cgpt(command, &image);
+        assert!(good, "{command}");
+        answer
+    };
+    let slots = || {
+        ["3", "4"].map(|number| {
+            let fields = ["-P", "-T", "-S"];
+            let answers = fields.map(|field| ask(&format!("show -i {number} {field} DISK")));
+            answers.map(|answer| answer.trim().to_owned()).join("/")
+        })
+    };
+    ask("add -i 3 -P 1 -T 0 -S 1 DISK");
+    ask("add -i 4 -P 0 -T 0 -S 0 DISK");
+    for command in [
+        "repair DISK",
+        "add -i 4 -S0 -T1 DISK",
+        "prioritize -i 4 DISK",
+    ] {
+        ask(command);
+    }
+    assert_eq!(slots(), ["1/0/1", "2/1/0"]);
+    assert!(ask("show DISK").contains("USR-B"));
+
+    let guid = "e03dd35c-7c2d-4a47-b3fe-27f15780a57c\n";
+    assert_eq!(ask("next DISK"), guid);
+    assert_eq!(slots(), ["1/0/1", "2/0/0"]);
+    ask("add -i 4 -S1 -T0 DISK");
+    ask("prioritize -i 4 DISK");
+    assert_eq!(slots(), ["1/0/1", "2/0/1"]);
+    for alias in [
+        "flatcar-usr",
+        "flatcar-rootfs",
+        "coreos-usr",
+        "coreos-rootfs",
+    ] {
+        let found = ask(&format!("find -t {alias} DISK"));
+        let node = |number| format!("{}{number}\n", image.display());
+        assert_eq!(found, [node(3), node(4)].concat());
+    }
+}
+
+fn image_copy(image: &Path) -> (TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.img");
+    fs::copy(image, &path).unwrap();
+    (dir, path)
+}
+
+/// Whether it went well, and what is on stdout.
+fn as_cgpt(command: &str, disk: &Path) -> (bool, String) {
+    use std::os::unix::process::CommandExt as _;
+    let mut program = Command::new(env!("CARGO_BIN_EXE_gptprio"));
+    program.arg0("/usr/bin/cgpt");
+    answer(program, command, disk)
+}
+
+/// The same of the real one; of its failures the help is left out.
+fn theirs(command: &str, disk: &Path) -> (bool, String) {
+    let (good, answer) = answer(tool_command("cgpt"), command, disk);
+    (good, if good { answer } else { String::new() })
+}
+
+fn answer(mut program: Command, command: &str, disk: &Path) -> (bool, String) {
+    let words = command.split_whitespace();
+    program.args(words.map(|word| match word {
+        "DISK" => disk.as_os_str(),
+        word => word.as_ref(),
+    }));
+    let output = program.output().unwrap();
+    let code = output.status.code().unwrap();
+    assert!(code <= 1, "{command}: {code}");
+    (code == 0, String::from_utf8(output.stdout).unwrap())
+}
+
 /// Compares our table with those of the tools, partition by partition.
 fn agree(disk: &Path) {
     let table: Value = serde_json::from_str(&gptprio("show DISK --json", disk)).unwrap();

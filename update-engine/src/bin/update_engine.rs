@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use update_engine::bus;
 use update_engine::config::Loaded;
 use update_engine::engine::{Engine, World};
+use update_engine::glog::GlogFlags;
 use update_engine::platform::{Discovery, Letter};
 use update_engine::prefs::Prefs;
 use update_engine::root::Root;
@@ -60,16 +61,8 @@ struct Arguments {
     #[arg(long = "json_log", alias = "json-log")]
     json_log: bool,
 
-    /// Accepted for the original's unit file; logs always go to stderr
-    #[arg(long, hide = true)]
-    logtostderr: bool,
-    /// Accepted for the original's scripts, without effect: use RUST_LOG
-    #[arg(short = 'v', long = "v", hide = true, value_name = "LEVEL")]
-    verbosity: Option<String>,
-    #[arg(long, hide = true)]
-    minloglevel: Option<String>,
-    #[arg(long = "log_dir", hide = true)]
-    log_dir: Option<String>,
+    #[command(flatten)]
+    _glog: GlogFlags,
 }
 
 fn main() -> ExitCode {

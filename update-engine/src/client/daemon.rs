@@ -12,7 +12,7 @@ use zbus::{Connection, proxy};
 use super::ClientError;
 use super::report::{StatusLine, say};
 use crate::bus::{DetailsDict, NAME};
-use crate::status::Details;
+use crate::status::{Details, Operation};
 
 /// Tries to find the daemon, as the original.
 const TRIES: u32 = 4;
@@ -119,6 +119,12 @@ impl Daemon {
     pub(super) async fn status(&self) -> Result<StatusLine, ClientError> {
         let values = self.manager.get_status().await;
         values.map(Into::into).map_err(called("GetStatus"))
+    }
+
+    /// What the daemon does now; `None` when that cannot be told.
+    pub(super) async fn operation(&self) -> Option<Operation> {
+        let status = self.status().await.ok()?;
+        Operation::from_bus(&status.current_operation)
     }
 
     /// `None` when the daemon has no details, or none for this user.

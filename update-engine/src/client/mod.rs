@@ -23,6 +23,9 @@ use daemon::Daemon;
 use display::Display;
 use report::{Report, StatusLine, print, say};
 
+use crate::glog::GlogFlags;
+use crate::status::Operation;
+
 /// Asks the update daemon to check, install, forget or cancel, and shows what
 /// it does.
 ///
@@ -88,9 +91,8 @@ pub struct Cli {
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     pub retry_seconds: Duration,
 
-    /// Accepted for the sake of old scripts; messages always go to stderr
-    #[arg(long, hide = true)]
-    pub logtostderr: bool,
+    #[command(flatten)]
+    _glog: GlogFlags,
 }
 
 const EXAMPLES: &str = "\
@@ -224,9 +226,18 @@ async fn find(cli: &Cli) -> Result<Daemon, ClientError> {
 }
 
 async fn reset_status(cli: &Cli) -> Result<Exit, ClientError> {
-    find(cli).await?.reset_status().await?;
-    say("Status reset: the daemon has forgotten the finished update.");
-    say("The boot slots still prefer the new version; \"gptprio prioritize\" changes that.");
+    let daemon = find(cli).await?;
+    let before = daemon.operation().await;
+    daemon.reset_status().await?;
+    if before == Some(Operation::Idle) {
+        say("There was no finished update to forget.");
+    } else {
+        say("Status reset: the daemon has forgotten the finished update.");
+        say(
+            "The boot slots still prefer the new version; \"gptprio prioritize DISK SLOT\" makes \
+             another one the first to boot, as in \"gptprio prioritize /dev/sda USR-A\".",
+        );
+    }
     Ok(Exit::Done)
 }
 
@@ -254,8 +265,19 @@ async fn status(cli: &Cli) -> Result<Exit, ClientError> {
 }
 
 async fn cancel(cli: &Cli) -> Result<Exit, ClientError> {
-    find(cli).await?.cancel().await?;
-    say("Cancellation requested.");
+    let daemon = find(cli).await?;
+    let before = daemon.operation().await;
+    daemon.cancel().await?;
+    say(match before {
+        Some(Operation::Idle | Operation::UpdatedNeedReboot) => {
+            "No attempt is under way: there is nothing to cancel."
+        }
+        Some(Operation::CheckingForUpdate | Operation::ReportingErrorEvent) => {
+            "Nothing is being installed: there is nothing to cancel."
+        }
+        Some(Operation::Finalizing) => "The update is being finished: it is too late to cancel.",
+        _ => "Cancellation requested.",
+    });
     Ok(Exit::Done)
 }
 
@@ -465,11 +487,23 @@ mod tests {
             "-reset_status",
             "-update",
             "-watch_for_updates",
-            "-logtostderr",
         ])
         .unwrap();
         assert!(all.check_for_update && all.reset_status);
-        assert!(all.update && all.watch_for_updates && all.logtostderr);
+        assert!(all.update && all.watch_for_updates);
+    }
+
+    #[test]
+    fn the_flags_of_the_originals_log_library_change_nothing() {
+        for flags in [
+            "-logtostderr -alsologtostderr -nolog_prefix -colorlogtostderr=false",
+            "-minloglevel=2 -v=1 -v 3 -stderrthreshold 0 --vmodule=a=2,b=1",
+            "-log_dir=/tmp --log-dir=/var/log -logbuflevel=-1",
+        ] {
+            let flags: Vec<_> = flags.split(' ').chain(["-status"]).collect();
+            assert!(parsed(&flags).unwrap().status, "{flags:?}");
+        }
+        assert!(parsed(&["-logtosyslog"]).is_err());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::World;
 use crate::config::{Identity, Loaded, Settings};
 use crate::error::UpdateError;
 use crate::machine::Trigger;
-use crate::net::{HttpOptions, HttpTransport, Transport};
+use crate::net::{HttpOptions, HttpTransport, Proxies, Transport};
 use crate::omaha::{self, Abilities, Flags};
 use crate::prefs;
 
@@ -125,11 +125,10 @@ fn transport(world: &World, settings: &Settings) -> Result<HttpTransport, Update
     };
     let options = HttpOptions {
         ca_pem,
-        proxy: settings
-            .proxy
-            .as_ref()
-            .map(|proxy| proxy.expose().to_owned()),
-        no_proxy: settings.no_proxy.clone(),
+        proxies: match &settings.proxy {
+            Some(proxy) => Proxies::for_everything(proxy.expose(), settings.no_proxy.clone()),
+            None => Proxies::of_environment(),
+        },
         credentials: settings
             .download_login
             .as_ref()

@@ -29,9 +29,9 @@ const ANSWER_LIMIT: u64 = 1024 * 1024;
 pub(super) const UPDATE_BOOT_ID: Key = Key::new("update-boot-id");
 /// The slot that the last update was written to: the unique GUID of its partition.
 pub(super) const UPDATE_SLOT: Key = Key::new("update-slot");
-/// The version that the last update brought.
+/// What the last update brought, by the label of its offer.
 pub(super) const INSTALLED_VERSION: Key = Key::new("installed-version");
-/// Versions that were rolled back, one per line.
+/// What was rolled back, by the labels of their offers, one per line.
 const QUARANTINE: Key = Key::new("quarantined-versions");
 /// Versions remembered as bad, the newest kept.
 const MOST_QUARANTINED: usize = 16;
@@ -40,6 +40,8 @@ const MOST_QUARANTINED: usize = 16;
 pub(super) struct Checked {
     pub(super) poll_interval: u64,
     pub(super) http_status: u16,
+    /// Whether there was an answer that could be understood.
+    pub(super) answered: bool,
     pub(super) result: CheckResult,
 }
 
@@ -60,6 +62,7 @@ impl Checked {
         Self {
             poll_interval: 0,
             http_status,
+            answered: false,
             result,
         }
     }
@@ -85,6 +88,7 @@ pub(super) async fn check(world: Arc<World>, attempt: Arc<Attempt>) -> Checked {
         return Checked {
             poll_interval: 0,
             http_status: 0,
+            answered: false,
             result,
         };
     }
@@ -116,6 +120,7 @@ pub(super) async fn check(world: Arc<World>, attempt: Arc<Attempt>) -> Checked {
     Checked {
         poll_interval,
         http_status: status,
+        answered: true,
         result,
     }
 }
@@ -271,6 +276,7 @@ impl World {
             LastUpdate::Unknown | LastUpdate::Succeeded { .. } => self.keep(PREVIOUS_VERSION, ""),
             LastUpdate::RolledBack => {
                 if let Some(version) = self.read(INSTALLED_VERSION)?
+                    // Daemons before this one kept it where the offer named none.
                     && !version.is_empty()
                 {
                     tracing::warn!(version, "this version was rolled back and is quarantined");

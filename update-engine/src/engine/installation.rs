@@ -23,7 +23,7 @@ use crate::omaha::moment;
 use crate::plan::InstallPlan;
 use crate::platform::Slot;
 use crate::postinst::MountedPostInstall;
-use crate::prefs::PREVIOUS_VERSION;
+use crate::prefs::{FULL_RESPONSE, PREVIOUS_VERSION};
 
 impl Engine {
     pub(super) fn start_installation(&mut self, plan: InstallPlan) {
@@ -60,6 +60,7 @@ impl World {
             world: Arc::clone(&self),
             attempt: Arc::clone(&attempt),
             target: plan.slots.target.clone(),
+            label: plan.offer.label(),
             sender: sender.clone(),
         };
         let ended = install::run(Arc::clone(&plan), surroundings, &observer, cancel).await;
@@ -106,7 +107,9 @@ impl World {
     fn record(&self, plan: &InstallPlan, ended: &Ended) {
         let mut kept = Vec::new();
         if ended.received {
-            kept.push(self.count_download(&plan.offer, ended.payload_good));
+            // The next attempt goes on where a stopped one was, so it need not wait.
+            let stopped = matches!(ended.result, Err(UpdateError::Cancelled));
+            kept.push(self.count_download(&plan.offer, ended.payload_good && !stopped));
         }
         match &ended.result {
             Ok(proof) => {
@@ -131,17 +134,25 @@ impl World {
         }
     }
 
-    /// What the next boot must know of the update that is about to be active.
-    fn record_activation(
+    /// What the next boot must know of an update that may be active before long.
+    fn record_update(
         &self,
         identity: &Identity,
-        version: &str,
+        label: &str,
         target: &Slot,
     ) -> Result<(), UpdateError> {
-        self.keep(INSTALLED_VERSION, version)?;
+        self.keep(INSTALLED_VERSION, label)?;
         self.keep(UPDATE_SLOT, &target.unique_guid.to_string())?;
         self.keep(UPDATE_BOOT_ID, &identity.boot_id)?;
-        self.keep(PREVIOUS_VERSION, &identity.version)
+        self.keep(PREVIOUS_VERSION, &identity.version)?;
+        // Post-install programs trust an answer only when it is not older than that.
+        match self.prefs.load(FULL_RESPONSE).map_err(Self::state_error)? {
+            Some(answer) => self
+                .prefs
+                .commit(FULL_RESPONSE, &answer)
+                .map_err(Self::state_error),
+            None => Ok(()),
+        }
     }
 
     /// Whether an update was applied in this boot of the kernel, or was about to be.
@@ -190,6 +201,8 @@ struct Reports {
     world: Arc<World>,
     attempt: Arc<Attempt>,
     target: Slot,
+    /// Of the offer.
+    label: String,
     sender: mpsc::UnboundedSender<Event>,
 }
 
@@ -206,13 +219,49 @@ impl Observer for Reports {
         })
     }
 
-    fn activating<'a>(&'a self, proof: &'a Proof) -> BoxFuture<'a, Result<(), UpdateError>> {
+    fn post_installing(&self) -> BoxFuture<'_, Result<(), UpdateError>> {
         Box::pin(async move {
             self.world.settle_gate().await;
             let (world, attempt) = (Arc::clone(&self.world), Arc::clone(&self.attempt));
-            let (version, target) = (proof.version().to_owned(), self.target.clone());
-            Engine::blocking(move || world.record_activation(&attempt.identity, &version, &target))
-                .await
+            let (label, target) = (self.label.clone(), self.target.clone());
+            Engine::blocking(move || world.record_update(&attempt.identity, &label, &target)).await
         })
+    }
+
+    fn activating<'a>(&'a self, proof: &'a Proof) -> BoxFuture<'a, Result<(), UpdateError>> {
+        Box::pin(async move {
+            let (world, epoch) = (Arc::clone(&self.world), proof.security_epoch());
+            Engine::blocking(move || world.raise_security_epoch(epoch)).await
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::testing::world;
+
+    /// Post-install programs look at the ages of both.
+    #[test]
+    fn an_update_is_recorded_before_its_post_install_program_with_an_answer_still_fresh() {
+        let world = world();
+        world.keep(FULL_RESPONSE, "<response/>").unwrap();
+        let target = InstallPlan::for_tests("2.0.0", 1).slots.target;
+        let identity = Identity {
+            version: "1.0.0".to_owned(),
+            boot_id: "this boot".to_owned(),
+            ..Identity::default()
+        };
+        world.record_update(&identity, "2.0.0", &target).unwrap();
+        for (key, value) in [
+            (PREVIOUS_VERSION, "1.0.0"),
+            (INSTALLED_VERSION, "2.0.0"),
+            (UPDATE_BOOT_ID, "this boot"),
+            (FULL_RESPONSE, "<response/>"),
+        ] {
+            assert_eq!(world.read(key).unwrap().as_deref(), Some(value), "{key}");
+        }
+        let age = |key| world.prefs.committed_at(key).unwrap().unwrap();
+        assert!(age(FULL_RESPONSE) >= age(PREVIOUS_VERSION));
     }
 }

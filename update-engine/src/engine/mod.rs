@@ -232,7 +232,7 @@ impl Engine {
                 () = watchdog.due() => Watchdog::feed(),
             }
         }
-        self.wind_down().await;
+        self.wind_down(watchdog).await;
     }
 
     fn obey(&mut self, command: Command) {
@@ -288,6 +288,7 @@ impl Engine {
             Err(error) => return self.check_impossible(&error),
         };
         self.facts.refresh(&self.world, &attempt.settings);
+        self.state.follow(options(&attempt.settings));
         self.attempt = Some(Arc::clone(&attempt));
         let (world, sender) = (Arc::clone(&self.world), self.sender.clone());
         tokio::spawn(async move {
@@ -295,6 +296,7 @@ impl Engine {
             let _ = sender.send(Event::CheckFinished {
                 poll_interval: checked.poll_interval,
                 http_status: checked.http_status,
+                answered: checked.answered,
                 result: checked.result,
             });
         });
@@ -310,6 +312,7 @@ impl Engine {
         let _ = self.sender.send(Event::CheckFinished {
             poll_interval: 0,
             http_status: 0,
+            answered: false,
             result: machine::CheckResult::Unreachable(failure),
         });
     }
@@ -376,9 +379,11 @@ impl Engine {
             .send_replace(view::snapshot(&self.state, &self.facts));
     }
 
-    /// Lets a running installation stop at a recorded point, or end when it is past
-    /// the flip.
-    async fn wind_down(mut self) {
+    /// Lets a running installation stop at a recorded point, or end when its post-install
+    /// program has begun. That takes as long as it takes: to leave before could leave the
+    /// new slot active with nobody to finish it or to take it back. The service manager
+    /// knows how long it waits.
+    async fn wind_down(mut self, mut watchdog: Watchdog) {
         self.cancel.cancel();
         let busy = |state: &State| {
             matches!(
@@ -390,9 +395,11 @@ impl Engine {
         };
         let limit = Instant::now() + Duration::from_secs(20);
         while busy(&self.state) {
-            match tokio::time::timeout_at(limit, self.events.recv()).await {
-                Ok(Some(event)) => self.handle(event),
-                _ => break,
+            let is_final = self.state.phase == machine::Phase::Finalizing;
+            tokio::select! {
+                Some(event) = self.events.recv() => self.handle(event),
+                () = tokio::time::sleep_until(limit), if !is_final => break,
+                () = watchdog.due() => Watchdog::feed(),
             }
         }
     }
@@ -436,4 +443,55 @@ fn roll() -> u32 {
     let (_, low) = uuid::Uuid::new_v4().as_u64_pair();
     let [a, b, c, d, ..] = low.to_le_bytes();
     u32::from_le_bytes([a, b, c, d])
+}
+
+#[cfg(test)]
+mod testing {
+    use super::*;
+    use crate::prefs::testing::MemoryStore;
+
+    /// A machine that has nothing.
+    pub(super) fn world() -> Arc<World> {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::at(folder.path()).unwrap();
+        World::new(
+            root,
+            Discovery::Mounted,
+            Arc::new(MemoryStore::default()),
+            None,
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Winds down in this phase, with an installation that ends after a minute. How long
+    /// it took, in seconds.
+    async fn seconds_to_wind_down(phase: machine::Phase) -> u64 {
+        let (_commands, queue) = mpsc::channel(1);
+        let mut engine = Engine::new(
+            testing::world(),
+            queue,
+            watch::Sender::new(Snapshot::default()),
+        );
+        engine.state.phase = phase;
+        let sender = engine.sender.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            let _ = sender.send(Event::InstallFinished(Ok(())));
+        });
+        let start = Instant::now();
+        engine.wind_down(Watchdog::from_environment()).await;
+        start.elapsed().as_secs()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stopped_daemon_ends_what_the_post_install_program_has_begun() {
+        use machine::Phase::{Downloading, Finalizing, Idle};
+        assert_eq!(seconds_to_wind_down(Idle).await, 0);
+        assert_eq!(seconds_to_wind_down(Downloading).await, 20);
+        assert_eq!(seconds_to_wind_down(Finalizing).await, 60);
+    }
 }

@@ -91,13 +91,21 @@ impl World {
             })
     }
 
+    /// A release of this epoch, if it has one, may boot from now on.
+    ///
+    /// # Errors
+    /// It cannot be kept: once it boots, older releases could follow it.
+    pub(super) fn raise_security_epoch(&self, epoch: Option<u64>) -> Result<(), UpdateError> {
+        match epoch {
+            Some(epoch) if epoch > self.security_epoch()? => {
+                self.keep(SECURITY_EPOCH, &epoch.to_string())
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// An image was installed into `slot`.
     pub(super) fn keep_installed(&self, slot: &Slot, proof: &Proof) -> Result<(), UpdateError> {
-        if let Some(epoch) = proof.security_epoch()
-            && epoch > self.security_epoch()?
-        {
-            self.keep(SECURITY_EPOCH, &epoch.to_string())?;
-        }
         let images = with_image(
             &self.installed_images(),
             &slot.unique_guid.to_string(),
@@ -150,6 +158,17 @@ fn image_of(images: &str, slot: &str, version: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_security_epoch_only_rises_and_one_that_is_unreadable_is_an_error() {
+        let world = crate::engine::testing::world();
+        for (epoch, kept) in [(None, 0), (Some(2), 2), (Some(1), 2), (None, 2)] {
+            world.raise_security_epoch(epoch).unwrap();
+            assert_eq!(world.security_epoch().unwrap(), kept);
+        }
+        world.keep(SECURITY_EPOCH, "many").unwrap();
+        world.raise_security_epoch(Some(3)).unwrap_err();
+    }
 
     #[test]
     fn an_image_is_known_by_slot_and_version() {

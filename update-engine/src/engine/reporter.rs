@@ -88,17 +88,21 @@ impl Reporter {
             url: attempt.settings.server.clone(),
             body: request.to_xml(),
         };
-        let transport = &*attempt.transport;
-        let kept = keep == Keep::Yes && self.keep(&unsent);
-        if self.post_kept(transport).await && !kept {
-            post(transport, &unsent).await;
+        self.send(&*attempt.transport, &unsent, keep).await;
+    }
+
+    async fn send(&self, transport: &dyn Transport, unsent: &Unsent, keep: Keep) {
+        let kept = keep == Keep::Yes && self.keep(unsent);
+        let unreachable = self.post_kept(transport).await;
+        if !kept && !unreachable.contains(&unsent.url) {
+            post(transport, unsent).await;
         }
     }
 
     /// Posts what was kept. After a failure the rest for the same server waits,
     /// but not what is for another: an operator may have moved this machine away
-    /// from a server that is gone. Tells whether all went out.
-    async fn post_kept(&self, transport: &dyn Transport) -> bool {
+    /// from a server that is gone. Gives the servers that something still waits for.
+    async fn post_kept(&self, transport: &dyn Transport) -> Vec<String> {
         let _turn = self.turn.lock().await;
         let mut unreachable = Vec::new();
         while let Some(unsent) = self
@@ -110,10 +114,10 @@ impl Reporter {
                 unreachable.push(unsent.url);
             } else if !self.forget(&unsent) {
                 // It would be posted again and again.
-                return false;
+                break;
             }
         }
-        unreachable.is_empty()
+        unreachable
     }
 
     fn keep(&self, unsent: &Unsent) -> bool {
@@ -191,5 +195,68 @@ async fn post(transport: &dyn Transport, unsent: &Unsent) -> bool {
             tracing::warn!(%error, url = unsent.url, "cannot post an event, it is kept");
             false
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::future::BoxFuture;
+
+    use super::*;
+    use crate::error::TransportError;
+    use crate::net::{RangeReply, RangeRequest, Reply};
+    use crate::prefs::testing::MemoryStore;
+
+    /// One server is gone; the others take what they get.
+    #[derive(Default)]
+    struct Servers(std::sync::Mutex<Vec<String>>);
+
+    impl Transport for Servers {
+        fn post<'a>(
+            &'a self,
+            url: &'a str,
+            _: &'static str,
+            body: bytes::Bytes,
+            _: u64,
+        ) -> BoxFuture<'a, Result<Reply, TransportError>> {
+            Box::pin(async move {
+                if url == "http://gone/" {
+                    return Err(TransportError::Http("connection refused".to_owned()));
+                }
+                let body = String::from_utf8_lossy(&body).into_owned();
+                self.0.lock().unwrap().push(body);
+                Ok(Reply {
+                    status: 200,
+                    body: bytes::Bytes::new(),
+                })
+            })
+        }
+
+        fn get<'a>(
+            &'a self,
+            _: RangeRequest<'a>,
+        ) -> BoxFuture<'a, Result<RangeReply, TransportError>> {
+            unreachable!("events are posted")
+        }
+    }
+
+    #[tokio::test]
+    async fn an_event_for_a_server_that_is_gone_holds_up_nothing_for_another() {
+        let reporter = Reporter::new(Arc::new(MemoryStore::default()));
+        let servers = Servers::default();
+        let to = |url: &str, body: &str| Unsent {
+            url: url.to_owned(),
+            body: body.to_owned(),
+        };
+        for (url, body, keep) in [
+            ("http://gone/", "event", Keep::Yes),
+            ("http://here/", "ping", Keep::No),
+            ("http://gone/", "ping", Keep::No),
+            ("http://here/", "later event", Keep::Yes),
+        ] {
+            reporter.send(&servers, &to(url, body), keep).await;
+        }
+        assert_eq!(*servers.0.lock().unwrap(), ["ping", "later event"]);
+        assert_eq!(reporter.load(), [to("http://gone/", "event")]);
     }
 }

@@ -284,6 +284,29 @@ impl Application {
                 available: PCR_POLICY_LIMIT,
             });
         }
+        let files = &self.plan.files;
+        for (target, object, path) in [
+            (Target::Kernel, "kernel", &files.target_kernel),
+            (Target::PcrPolicy, "PCR policy", &files.target_pcr_policy),
+        ] {
+            let Some(part) = manifest.part(&target) else {
+                continue;
+            };
+            let size = part.new.size;
+            let needed = size.checked_next_multiple_of(manifest.block_size.into());
+            let needed = needed.unwrap_or(u64::MAX);
+            let available =
+                room_for(path).map_err(|error| file_error("look at the room for", path, error))?;
+            if needed > available {
+                return Err(UpdateError::NoRoom {
+                    object,
+                    path: path.display().to_string(),
+                    needed,
+                    available,
+                    running: self.plan.slots.source.to_string(),
+                });
+            }
+        }
         Ok(())
     }
 
@@ -731,6 +754,26 @@ fn named_parts(manifest: &Manifest) -> impl Iterator<Item = (Arc<str>, &Part)> {
         Target::Named(name) => Some((name, part)),
         _ => None,
     })
+}
+
+/// Bytes that a file may have where it is: those that are free and those it has.
+fn room_for(path: &Path) -> std::io::Result<u64> {
+    let taken = match fs::metadata(path) {
+        // Of 512 bytes each, whatever the file system's are.
+        Ok(metadata) => metadata.blocks().saturating_mul(512),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
+        Err(error) => return Err(error),
+    };
+    let mut folders = path.ancestors().skip(1);
+    let folder = folders.find(|folder| folder.exists());
+    let system = nix::sys::statvfs::statvfs(folder.unwrap_or(Path::new("/")))?;
+    // Some network file systems do not count. Then the write tells.
+    if system.blocks() == 0 {
+        return Ok(u64::MAX);
+    }
+    // The daemon is root, for whom nothing is set aside.
+    let free = system.blocks_free().saturating_mul(system.fragment_size());
+    Ok(free.saturating_add(taken))
 }
 
 /// Whether both paths lead to one device or file, whatever they are called.

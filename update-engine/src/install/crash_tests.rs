@@ -17,7 +17,7 @@ use crate::deltas::{self, DeltaFailure};
 use crate::error::UpdateError;
 use crate::install::Proof;
 use crate::platform::Slots;
-use machine::{A, B, Machine, Random, Release, SlotB, noise};
+use machine::{A, B, Machine, Random, Release, SlotB, Step, noise};
 
 const BLOCK: usize = 4096;
 const MIB: usize = 1 << 20;
@@ -261,6 +261,30 @@ fn a_kernel_that_no_boot_selector_would_find_is_refused_before_anything_is_writt
     );
     assert!(machine.disk.to_bytes() == before);
     assert!(!machine.path("vmlinuz-b").exists());
+}
+
+/// The other slot stays the way back that it was, and its kernel with it.
+#[test]
+fn a_kernel_that_the_boot_partition_has_no_room_for_is_refused_before_anything_is_written() {
+    const HUGE: u64 = 1 << 50;
+    let release = Release::with_kernel_of(HUGE);
+    let machine = Machine::new(512, release.image.len(), SlotB::Preferred);
+    let kernel = machine.path("vmlinuz-b");
+    std::fs::write(&kernel, "of the older image").unwrap();
+    let before = machine.disk.to_bytes();
+    let error = machine.install(&release).unwrap_err();
+    let words = error.words();
+    assert!(
+        words.starts_with("the new kernel needs 1125899906842624 bytes, and /")
+            && words.contains("vmlinuz-b can have")
+            && words.contains("keep the files of the running slot"),
+        "{words}"
+    );
+    assert_eq!(error.code(), 7, "no fault of the payload or its URL");
+    assert_eq!(deltas::judge(true, &error), None);
+    assert!(machine.disk.to_bytes() == before);
+    assert_eq!(std::fs::read(&kernel).unwrap(), b"of the older image");
+    assert_eq!(machine.boots(&machine.disk, &release), Ok(B));
 }
 
 #[test]
@@ -526,6 +550,72 @@ fn an_installation_stopped_after_any_operation_goes_on_where_it_was() {
         ended.result.unwrap();
         assert_eq!(asked, [0]);
     }
+}
+
+/// A daemon that is told to stop does not start what it must then finish.
+#[test]
+fn a_stop_after_the_download_loses_nothing_and_begins_no_post_install_program() {
+    let release = Release::new(patterned(2 * MIB), Some(noise(9, 70_000)));
+    let (_, ends) = release.ends();
+    let machine = Machine::new(512, 2 * MIB, SlotB::Preferred);
+    let (steps, seen) = steps();
+    let attempt = machine.attempt(&release).with_steps(move |step, cancel| {
+        steps.lock().unwrap().push(step);
+        cancel.cancel();
+    });
+    let (ended, _) = attempt.run();
+    assert!(matches!(ended.result, Err(UpdateError::Cancelled)));
+    assert_eq!(*seen.lock().unwrap(), [Step::Verified]);
+    assert_eq!(machine.boots(&machine.disk, &release), Ok(A));
+
+    let (ended, asked) = machine.attempt(&release).run();
+    ended.result.unwrap();
+    assert_eq!(asked, [*ends.last().unwrap()], "the signature alone");
+    machine.assert_updated(&release, "the second attempt");
+}
+
+/// It may have made the target active already, so the rest must follow.
+#[test]
+fn a_stop_during_the_post_install_program_comes_too_late() {
+    let release = release(4);
+    let machine = Machine::new(512, 4 * BLOCK, SlotB::Preferred);
+    let (steps, seen) = steps();
+    let attempt = machine.attempt(&release).with_steps(move |step, cancel| {
+        steps.lock().unwrap().push(step);
+        if step == Step::PostInstall {
+            cancel.cancel();
+        }
+    });
+    attempt.run().0.result.unwrap();
+    machine.assert_updated(&release, "stopped too late");
+    let order = [
+        Step::Verified,
+        Step::Recorded,
+        Step::PostInstall,
+        Step::Activating,
+    ];
+    assert_eq!(*seen.lock().unwrap(), order);
+}
+
+#[test]
+fn an_update_of_which_something_cannot_be_recorded_does_not_become_active() {
+    let release = release(4);
+    for step in [Step::Recorded, Step::Activating] {
+        let machine = Machine::new(512, 4 * BLOCK, SlotB::Preferred);
+        let (ended, _) = machine.attempt(&release).failing_at(step).run();
+        ended.result.unwrap_err();
+        assert_eq!(machine.boots(&machine.disk, &release), Ok(A), "{step:?}");
+        machine.install(&release).unwrap();
+        machine.assert_updated(&release, "the second attempt");
+    }
+}
+
+type Steps = Arc<Mutex<Vec<Step>>>;
+
+/// A list to write, and the same to read.
+fn steps() -> (Steps, Steps) {
+    let steps = Steps::default();
+    (Arc::clone(&steps), steps)
 }
 
 #[test]

@@ -83,8 +83,16 @@ pub trait Observer: Send + Sync {
     fn observe(&self, event: machine::Event);
     /// Something for the server. Returns when it was posted or kept for later.
     fn report<'a>(&'a self, event: OmahaEvent) -> BoxFuture<'a, ()>;
-    /// The target becomes active next. What the next boot must know of it is durable when
-    /// this returns: the power may go right after the flip.
+    /// The post-install program runs next. What the next boot must know of the
+    /// update is durable when this returns: the program may make the target active itself,
+    /// as that of Flatcar does, and the power may go right after.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be recorded; then the program does not run.
+    fn post_installing(&self) -> BoxFuture<'_, Result<(), UpdateError>>;
+    /// The target becomes active next. What must never be forgotten of its release is
+    /// durable when this returns.
     ///
     /// # Errors
     ///
@@ -143,16 +151,21 @@ async fn install(
     observer.observe(machine::Event::PayloadVerified);
     observer.report(moment::download_finished()).await;
 
+    stop_if(&cancel)?;
     let prepared = {
         let transport = Arc::clone(&surroundings.transport);
         let written = blocking(move || payload.read_back()).await??;
         if let Some(policy) = written.pcr_policy() {
             post_pcr_policy(&*transport, policy).await?;
         }
+        // The last chance to stop. What the post-install program has begun is finished: it
+        // may have made the target active already.
+        stop_if(&cancel)?;
+        observer.post_installing().await?;
         let postinst = Arc::clone(&surroundings.postinst);
         blocking(move || written.post_install(&*postinst)).await?
     };
-    let (proof, _lock) = activate(plan, surroundings, observer, &cancel, prepared).await?;
+    let (proof, _lock) = activate(plan, surroundings, observer, prepared).await?;
     Ok(proof)
 }
 
@@ -162,11 +175,9 @@ async fn activate(
     plan: &Arc<InstallPlan>,
     surroundings: &Arc<Surroundings>,
     observer: &dyn Observer,
-    cancel: &CancellationToken,
     prepared: Result<(Proof, UpdateLock), UpdateError>,
 ) -> Result<(Proof, UpdateLock), UpdateError> {
     let admitted = match prepared {
-        Ok(_) if cancel.is_cancelled() => Err(UpdateError::Cancelled),
         Ok(prepared) => match observer.activating(&prepared.0).await {
             Ok(()) => Ok(prepared),
             Err(error) => Err(error),
@@ -187,6 +198,14 @@ async fn activate(
         activated
     })
     .await?
+}
+
+/// What was recorded stays, so that the next attempt goes on from there.
+fn stop_if(cancel: &CancellationToken) -> Result<(), UpdateError> {
+    if cancel.is_cancelled() {
+        return Err(UpdateError::Cancelled);
+    }
+    Ok(())
 }
 
 /// Downloads and applies side by side until the payload ends or one of them

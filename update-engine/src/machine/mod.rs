@@ -155,6 +155,8 @@ pub enum Event {
         poll_interval: u64,
         /// HTTP status, 0 for none.
         http_status: u16,
+        /// Whether there was an answer that could be understood.
+        answered: bool,
         /// What follows from the answer.
         result: CheckResult,
     },
@@ -260,6 +262,11 @@ impl State {
         state
     }
 
+    /// The settings may have changed since the start; what is scheduled already stays.
+    pub fn follow(&mut self, options: Options) {
+        self.options = options;
+    }
+
     fn schedule_next(&mut self, moment: Moment) {
         if self.options.periodic && self.next_check.is_none() {
             let wait = schedule::next_check(&mut self.pace, self.options.interval, moment.roll);
@@ -316,9 +323,13 @@ fn transition(state: &mut State, event: Event, moment: Moment) -> Vec<Effect> {
             Event::CheckFinished {
                 poll_interval,
                 http_status,
+                answered,
                 result,
             },
         ) => {
+            if answered {
+                state.last_checked = moment.wall;
+            }
             state.pace.poll_interval = poll_interval;
             state.pace.http_status = http_status;
             finish_check(state, result, moment)
@@ -409,9 +420,6 @@ fn begin_attempt(state: &mut State, trigger: Trigger, moment: Moment) -> Vec<Eff
 }
 
 fn finish_check(state: &mut State, result: CheckResult, moment: Moment) -> Vec<Effect> {
-    if !matches!(result, CheckResult::Unreachable(_)) {
-        state.last_checked = moment.wall;
-    }
     match result {
         CheckResult::NoUpdate { reason } => {
             state.end_attempt(Outcome::NoUpdate { reason }, Phase::Idle, moment);

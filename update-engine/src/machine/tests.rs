@@ -21,9 +21,14 @@ fn failure(code: u32) -> Failure {
 }
 
 fn checked(result: CheckResult) -> Event {
+    check_finished(true, result)
+}
+
+fn check_finished(answered: bool, result: CheckResult) -> Event {
     Event::CheckFinished {
         poll_interval: 0,
         http_status: 200,
+        answered,
         result,
     }
 }
@@ -163,11 +168,31 @@ fn a_server_that_cannot_be_reached_is_not_told_so() {
         idle(),
         [
             Event::TimerFired,
-            checked(CheckResult::Unreachable(failure(2000))),
+            check_finished(false, CheckResult::Unreachable(failure(2000))),
         ],
     );
     assert_eq!(effects, ["Check"]);
     assert_eq!((state.phase, state.last_checked), (Phase::Idle, 0));
+}
+
+#[test]
+fn the_time_of_the_last_check_is_that_of_the_last_answer_understood() {
+    type Result = fn() -> CheckResult;
+    let nothing: Result = || CheckResult::NoUpdate {
+        reason: String::new(),
+    };
+    for (answered, result, last) in [
+        (true, nothing, NOW.wall),
+        (true, || CheckResult::Deferred(failure(35)), NOW.wall),
+        (true, || CheckResult::Failed(failure(3)), NOW.wall),
+        // Updates are switched off; the server is ill; it does not answer at all.
+        (false, nothing, 0),
+        (false, || CheckResult::Failed(failure(2500)), 0),
+        (false, || CheckResult::Unreachable(failure(2000)), 0),
+    ] {
+        let events = [Event::TimerFired, check_finished(answered, result())];
+        assert_eq!(run(idle(), events).0.last_checked, last, "{:?}", result());
+    }
 }
 
 #[test]
@@ -239,6 +264,30 @@ fn every_end_of_an_attempt_schedules_the_next_check_and_a_timer_in_between_is_ha
         assert_eq!(effects, ["Check"]);
         assert!(state.next_check.is_some_and(|at| at > NOW.monotonic));
     }
+}
+
+#[test]
+fn the_next_check_is_planned_by_the_settings_of_the_last() {
+    let wait = |options: Options| {
+        let (mut state, _) = run(idle(), [Event::TimerFired]);
+        state.follow(options);
+        let result = CheckResult::NoUpdate {
+            reason: String::new(),
+        };
+        let (state, _) = run(state, [checked(result)]);
+        state.next_check.map(|at| at - NOW.monotonic)
+    };
+    let hourly = Options {
+        interval: Duration::from_secs(3_600),
+        ..OPTIONS
+    };
+    let differs = wait(hourly).unwrap().abs_diff(Duration::from_secs(3_600));
+    assert!(differs <= Duration::from_secs(301), "{differs:?}");
+    let never = Options {
+        periodic: false,
+        ..OPTIONS
+    };
+    assert_eq!(wait(never), None);
 }
 
 #[test]

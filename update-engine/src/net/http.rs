@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use reqwest::header;
 use reqwest::redirect;
 
-use super::{BodyStream, POST_DEADLINE, RangeReply, RangeRequest, Reply, Transport};
+use super::{BodyStream, POST_DEADLINE, Proxies, RangeReply, RangeRequest, Reply, Transport};
 use crate::error::TransportError;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -18,10 +18,8 @@ const MOST_REDIRECTS: usize = 10;
 pub struct HttpOptions {
     /// PEM file contents to trust instead of the system's certificates.
     pub ca_pem: Option<Vec<u8>>,
-    /// Proxy URL for everything; otherwise the environment decides.
-    pub proxy: Option<String>,
-    /// Hosts that are reached without `proxy`, separated by commas.
-    pub no_proxy: Option<String>,
+    /// What stands between.
+    pub proxies: Proxies,
     /// User and password for payload downloads over https.
     pub credentials: Option<(String, String)>,
 }
@@ -85,15 +83,7 @@ impl HttpOptions {
         let builder = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .redirect(redirect::Policy::custom(follow));
-        let Some(proxy) = &self.proxy else {
-            return Ok(builder);
-        };
-        let proxy = reqwest::Proxy::all(proxy).map_err(|error| describe("use the proxy", error))?;
-        let direct = self
-            .no_proxy
-            .as_deref()
-            .and_then(reqwest::NoProxy::from_string);
-        Ok(builder.proxy(proxy.no_proxy(direct)))
+        self.proxies.apply(builder)
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod download;
 mod http;
+mod proxies;
 #[cfg(test)]
 mod testing;
 
@@ -13,6 +14,7 @@ use futures_util::future::BoxFuture;
 
 pub use download::{Download, Patience};
 pub use http::{HttpOptions, HttpTransport};
+pub use proxies::Proxies;
 
 use crate::error::TransportError;
 

@@ -7,6 +7,7 @@ use base64::Engine as _;
 use omaha_protocol::{Response, UpdateCheckStatus};
 
 use crate::error::UpdateError;
+use crate::install::hex;
 
 /// Failures that a URL may have before the next is tried, unless the server says.
 const DEFAULT_MAX_FAILURES_PER_URL: u32 = 10;
@@ -31,6 +32,14 @@ pub struct UpdateOffer {
 }
 
 impl UpdateOffer {
+    /// What this machine remembers it by: its version, or its payload when it has none.
+    pub fn label(&self) -> String {
+        if self.version.is_empty() {
+            return format!("sha256:{}", hex(&self.sha256));
+        }
+        self.version.clone()
+    }
+
     /// Text that differs whenever the offer does (the original's
     /// `current-response-signature`).
     pub fn fingerprint(&self) -> String {

@@ -1,8 +1,8 @@
 //! The real store: one file per key in a folder.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -101,9 +101,6 @@ fn create(dir: &Path) -> io::Result<()> {
     if let Some(parent) = dir.parent() {
         fs::create_dir_all(parent)?;
         DirBuilder::new().mode(0o700).create(dir)?;
-        // The mode above is cut by the umask of the daemon, which takes the search bit from
-        // everybody.
-        fs::set_permissions(dir, Permissions::from_mode(0o700))?;
         File::open(parent)?.sync_all()?;
     }
     Ok(())

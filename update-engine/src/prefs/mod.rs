@@ -5,7 +5,7 @@
 //! `previous-version` and `full-response` keep working. Nothing here knows what a value means.
 
 mod folder;
-#[cfg(any(test, feature = "testing"))]
+#[cfg(test)]
 pub mod testing;
 
 use std::fmt;

@@ -334,7 +334,19 @@ async fn reset_status_succeeds_or_is_refused() {
     let (transcript, ()) = tokio::join!(client, answer);
     assert_eq!(transcript.status, Some(0), "{transcript:?}");
     assert!(transcript.stdout.is_empty());
-    assert!(transcript.stderr.contains("gptprio"), "{transcript:?}");
+    let hint = "\"gptprio prioritize DISK SLOT\"";
+    assert!(transcript.stderr.contains(hint), "{transcript:?}");
+
+    engine.change(|snapshot| snapshot.status.operation = Operation::Idle);
+    let client = bus.run_client(&["-reset_status"]);
+    let answer = async {
+        match engine.next_command().await {
+            Command::ResetStatus(answer) => answer.send(true).unwrap(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let (transcript, ()) = tokio::join!(client, answer);
+    transcript.assert(0, "", "There was no finished update to forget.\n");
 
     engine.change(|snapshot| snapshot.status.operation = Operation::Downloading);
     bus.run_client(&["-reset_status"]).await.assert(
@@ -349,10 +361,25 @@ async fn reset_status_succeeds_or_is_refused() {
 async fn cancel_reaches_the_engine() {
     let bus = PrivateBus::open();
     let mut engine = FakeEngine::start(&bus, Snapshot::default()).await;
-    bus.run_client(&["-cancel"])
-        .await
-        .assert(0, "", "Cancellation requested.\n");
-    assert!(matches!(engine.next_command().await, Command::Cancel));
+    for (operation, words) in [
+        (Operation::Downloading, "Cancellation requested.\n"),
+        (
+            Operation::Idle,
+            "No attempt is under way: there is nothing to cancel.\n",
+        ),
+        (
+            Operation::CheckingForUpdate,
+            "Nothing is being installed: there is nothing to cancel.\n",
+        ),
+        (
+            Operation::Finalizing,
+            "The update is being finished: it is too late to cancel.\n",
+        ),
+    ] {
+        engine.change(|snapshot| snapshot.status.operation = operation);
+        bus.run_client(&["-cancel"]).await.assert(0, "", words);
+        assert!(matches!(engine.next_command().await, Command::Cancel));
+    }
 }
 
 #[tokio::test]

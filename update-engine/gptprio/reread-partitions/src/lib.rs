@@ -1,8 +1,8 @@
 //! `BLKRRPART`: has the kernel look at the partition table of a disk again.
 //!
 //! The kernel shows no partitions of a disk whose primary table was broken when it came
-//! up, even after it was repaired. Like the other call without a safe wrapper, this one
-//! stands alone, since the rest of the workspace forbids unsafe code.
+//! up, even after it was repaired. The call has no safe wrapper elsewhere, and stands in a
+//! crate of its own so that its users can forbid unsafe code.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};

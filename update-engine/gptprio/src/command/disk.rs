@@ -17,7 +17,13 @@ pub(crate) struct Disk {
 impl Disk {
     /// Opens a disk; for the node of a partition, the disk on which it lies.
     pub(crate) fn open(path: &Path, access: Access) -> Result<Disk> {
-        Disk::open_whole(whole_disk(path)?.0, access)
+        Ok(Disk::open_with_node(path, access)?.0)
+    }
+
+    /// The same, with the number of the partition whose node it was.
+    pub(crate) fn open_with_node(path: &Path, access: Access) -> Result<(Disk, Option<u32>)> {
+        let (path, node) = whole_disk(path)?;
+        Ok((Disk::open_whole(path, access)?, node))
     }
 
     /// Opens a disk for writing and finds the partition that is named behind it or by
@@ -34,8 +40,7 @@ impl Disk {
         path: &Path,
         name: Option<&str>,
     ) -> Result<(Disk, Option<u32>)> {
-        let (path, node) = whole_disk(path)?;
-        let disk = Disk::open_whole(path, Access::ReadWrite)?;
+        let (disk, node) = Disk::open_with_node(path, Access::ReadWrite)?;
         let named = name.map(|name| find(&disk.gpt, name)).transpose()?;
         Ok((disk, named.or(node)))
     }

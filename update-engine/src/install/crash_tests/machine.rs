@@ -212,6 +212,8 @@ impl Machine {
             plan,
             boot: Arc::new(self.boot()),
             before_write: None,
+            at_step: Arc::new(|_, _| {}),
+            fails_at: None,
             server: Server {
                 file: release.payload.clone(),
                 stop_at: None,
@@ -277,6 +279,8 @@ pub(super) struct Attempt<'a> {
     plan: InstallPlan,
     boot: Arc<dyn BootControl>,
     before_write: Option<BeforeWrite>,
+    at_step: AtStep,
+    fails_at: Option<Step>,
     server: Server,
     cancel: CancellationToken,
 }
@@ -305,11 +309,31 @@ impl Attempt<'_> {
         self
     }
 
+    /// Calls `at_step` after the download, with what may cancel the attempt.
+    pub(super) fn with_steps(
+        mut self,
+        at_step: impl Fn(Step, &CancellationToken) + Send + Sync + 'static,
+    ) -> Self {
+        self.at_step = Arc::new(at_step);
+        self
+    }
+
+    /// Nothing can be recorded at this step.
+    pub(super) fn failing_at(mut self, step: Step) -> Self {
+        self.fails_at = Some(step);
+        self
+    }
+
     /// How it ended, and the positions from which the server was asked for bytes.
     pub(super) fn run(self) -> (Ended, Vec<u64>) {
         let machine = self.machine;
         let server = Arc::new(self.server);
         let folder = machine.folder.path();
+        let witness = Witness {
+            at_step: self.at_step,
+            cancel: self.cancel.clone(),
+            fails_at: self.fails_at,
+        };
         let surroundings = Surroundings {
             transport: Arc::clone(&server) as Arc<dyn Transport>,
             patience: Patience {
@@ -323,7 +347,7 @@ impl Attempt<'_> {
             }),
             encoders: Arc::new(Encoders::carried()),
             boot: self.boot,
-            postinst: Arc::new(Agreeable),
+            postinst: Arc::new(witness.clone()),
             state: StateFolders {
                 durable: folder.join("durable"),
                 volatile: folder.join("volatile"),
@@ -334,7 +358,7 @@ impl Attempt<'_> {
         let ended = machine.runtime.block_on(install::run(
             Arc::new(self.plan),
             Arc::new(surroundings),
-            &Unheard,
+            &witness,
             self.cancel,
         ));
         let asked = server.asked.lock().unwrap().clone();
@@ -555,6 +579,32 @@ impl Release {
             signer: PUBLIC,
         };
         (release, old, old_kernel)
+    }
+
+    /// A full payload with a kernel that its manifest says is so large.
+    pub(super) fn with_kernel_of(size: u64) -> Self {
+        use sha2::{Digest, Sha256};
+        let image = noise(41, 4096);
+        let mut scratch = Scratch::new(std::io::Cursor::new(Vec::new()));
+        let mut part = |size| PreparedPart {
+            old: None,
+            new: ImageInfo {
+                size,
+                sha256: Sha256::digest(&image).into(),
+            },
+            operations: vec![PreparedOperation {
+                kind: PreparedKind::Replace,
+                destination: vec![Blocks { start: 0, count: 1 }],
+                blob: Some(scratch.append(&image).unwrap()),
+            }],
+        };
+        let (partition, kernel) = (part(4096), part(size));
+        let parts = Parts {
+            partition: Some(partition),
+            kernel: Some(kernel),
+            ..Parts::default()
+        };
+        Self::signed(parts.draft(Profile::V2, scratch).unwrap(), image)
     }
 
     /// A delta of version 2 as the `payload` command makes it, signed, with these facts
@@ -870,24 +920,65 @@ impl BodyStream for Body {
     }
 }
 
-struct Agreeable;
+/// What comes after the download.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    Verified,
+    Recorded,
+    PostInstall,
+    Activating,
+}
 
-impl PostInstall for Agreeable {
+/// Told of each step; may cancel the attempt.
+type AtStep = Arc<dyn Fn(Step, &CancellationToken) + Send + Sync>;
+
+/// A post-install program that agrees, and an observer that keeps nothing.
+#[derive(Clone)]
+struct Witness {
+    at_step: AtStep,
+    cancel: CancellationToken,
+    /// The step at which something cannot be recorded.
+    fails_at: Option<Step>,
+}
+
+impl Witness {
+    fn at(&self, step: Step) {
+        (self.at_step)(step, &self.cancel);
+    }
+
+    fn record(&self, step: Step) -> BoxFuture<'_, Result<(), UpdateError>> {
+        self.at(step);
+        let recorded = match self.fails_at == Some(step) {
+            true => Err(UpdateError::Internal("no record".to_owned())),
+            false => Ok(()),
+        };
+        Box::pin(async { recorded })
+    }
+}
+
+impl PostInstall for Witness {
     fn run(&self, _: &Job<'_>) -> Result<Outcome, PostInstallError> {
+        self.at(Step::PostInstall);
         Ok(Outcome::Done)
     }
 }
 
-struct Unheard;
-
-impl Observer for Unheard {
-    fn observe(&self, _: machine::Event) {}
+impl Observer for Witness {
+    fn observe(&self, event: machine::Event) {
+        if matches!(event, machine::Event::PayloadVerified) {
+            self.at(Step::Verified);
+        }
+    }
 
     fn report<'a>(&'a self, _: OmahaEvent) -> BoxFuture<'a, ()> {
         Box::pin(async {})
     }
 
+    fn post_installing(&self) -> BoxFuture<'_, Result<(), UpdateError>> {
+        self.record(Step::Recorded)
+    }
+
     fn activating<'a>(&'a self, _: &'a Proof) -> BoxFuture<'a, Result<(), UpdateError>> {
-        Box::pin(async { Ok(()) })
+        self.record(Step::Activating)
     }
 }
