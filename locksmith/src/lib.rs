@@ -23,7 +23,6 @@
 //! | [`hooks`] | programs before and after a reboot | shell |
 //! | [`fleetlock`] | the FleetLock protocol, both sides | shell |
 //! | [`metrics`] | counters and gauges for Prometheus | shell |
-//! | `http` | HTTP/1 with bounds, for the two above | shell |
 //! | [`daemon`] | `locksmithd`: performs what the coordinator decides | shell |
 //! | [`ctl`] | `locksmithctl` | shell |
 
@@ -37,7 +36,6 @@ pub mod daemon;
 pub mod fleetlock;
 pub mod group;
 pub mod hooks;
-mod http;
 pub mod machine_id;
 pub mod metrics;
 pub mod reboot;

@@ -6,7 +6,7 @@
 
 use std::path::{Component, Path};
 
-use omaha_protocol::{OS_APP_ID, Version, same_app_id};
+use omaha_protocol::{OS_APP_ID, Version, same_app_id, same_version};
 use payload::Release;
 use serde::Deserialize;
 use thiserror::Error;
@@ -225,14 +225,6 @@ fn inferred_board(
             })
         }
         (folder, file) => Ok(folder.or(file)),
-    }
-}
-
-/// As machines compare them.
-fn same_version(one: &str, other: &str) -> bool {
-    match (one.parse::<Version>(), other.parse::<Version>()) {
-        (Ok(one), Ok(other)) => one == other,
-        _ => one == other,
     }
 }
 

@@ -26,7 +26,6 @@ pub mod catalogue;
 pub mod decide;
 mod error;
 mod files;
-mod http;
 mod journal;
 pub mod labels;
 pub mod range;

@@ -13,12 +13,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{ConnectInfo, DefaultBodyLimit, FromRequest, Path, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::{Extension, Router};
+use bounded_http::{Limits, Tcp};
 use omaha_protocol::{Request, limits};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -29,13 +30,16 @@ use crate::answer::{BaseUrl, answer};
 use crate::catalogue::Catalogue;
 use crate::decide::Policy;
 use crate::error::in_one_line;
-use crate::http::{self, Limits};
 use crate::labels::Defaults;
 use crate::scan::Scanner;
 use crate::{files, journal};
 
 /// How long a client may take to send its request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a client may take nothing of its download.
+const STALL: Duration = Duration::from_secs(120);
+/// How long downloads may go on after a shutdown was asked for.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
 /// How to serve.
 #[derive(Debug, Clone)]
@@ -128,8 +132,16 @@ impl Server {
             Arc::clone(&shared.is_healthy),
             self.settings.rescan,
         );
-        let limits = Limits::of_this_process();
-        http::serve(self.listener, router(shared), limits, shutdown).await;
+        // How long a download takes has no limit: a slow one that gets on is a good one.
+        let limits = Limits {
+            life: None,
+            grace: SHUTDOWN_GRACE,
+            ..Limits::default()
+        };
+        let listener = Tcp::new(self.listener, STALL);
+        let router = router(shared);
+        let answers = |client| router.clone().layer(Extension(ConnectInfo(client)));
+        bounded_http::serve(listener, answers, limits, shutdown).await;
         rescans.abort();
         // The runtime waits for the file that is being read.
         stop.store(true, Ordering::Relaxed);

@@ -21,6 +21,7 @@ use axum::extract::{DefaultBodyLimit, FromRequest as _, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use bounded_http::{Limits, Tcp};
 use futures_util::future::join_all;
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, MutexGuard};
@@ -31,7 +32,6 @@ use tracing::{debug, info, warn};
 use super::lock::{self, Asking, Step};
 use super::protocol::{Api, Client, HEADER, Kind, MOST_BYTES, Refusal, is_group};
 use crate::group::GroupName;
-use crate::http::{self, Limits};
 use crate::machine_id::MachineId;
 use crate::metrics::{self, Metrics};
 use crate::semaphore::{LeaseId, Look, Snapshot, Transaction, failures, places};
@@ -43,6 +43,8 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(9);
 const LAST_ATTEMPT: Duration = Duration::from_secs(6);
 /// A body must be here so soon.
 const BODY_LIMIT: Duration = Duration::from_secs(10);
+/// And a client must take its answer so soon.
+const STALL: Duration = Duration::from_secs(30);
 /// Between two attempts after a lost race: at most this, at first.
 const RETRY: Duration = Duration::from_millis(20);
 /// And at most this later.
@@ -153,7 +155,12 @@ pub async fn serve(
     let router = router(&server);
     let rounds = server.groups.values().map(|group| server.keep_house(group));
     tokio::select! {
-        () = http::serve(listener, router, Limits::default(), shutdown) => {}
+        () = bounded_http::serve(
+            Tcp::new(listener, STALL),
+            |_| router.clone(),
+            Limits::default(),
+            shutdown.cancelled(),
+        ) => {}
         // Ends only where there is no group at all.
         _ = join_all(rounds), if !server.groups.is_empty() => {}
     }

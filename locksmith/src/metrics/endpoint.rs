@@ -6,20 +6,23 @@ use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::get;
+use bounded_http::{Limits, Tcp};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 
 use super::Metrics;
-use crate::http::{self, Limits};
 
 /// Any process of the machine may read them; they are not secret.
 const SOCKET_MODE: u32 = 0o666;
+/// A scraper must take its answer so soon.
+const STALL: Duration = Duration::from_secs(30);
 
 /// Where to listen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,12 +126,14 @@ impl Endpoint {
             connections: 16,
             ..Limits::default()
         };
+        let (router, shutdown) = (self.router, shutdown.cancelled());
         match self.listener {
             Listener::Unix(listener) => {
-                http::serve(listener, self.router, limits, shutdown).await;
+                bounded_http::serve(listener, |_| router.clone(), limits, shutdown).await;
             }
             Listener::Tcp(listener) => {
-                http::serve(listener, self.router, limits, shutdown).await;
+                let listener = Tcp::new(listener, STALL);
+                bounded_http::serve(listener, |_| router.clone(), limits, shutdown).await;
             }
         }
     }

@@ -8,8 +8,8 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::ConnectInfo;
-use axum::{Extension, Router};
+use axum::Router;
+use axum::serve::Listener;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -26,35 +26,35 @@ const MOST_BUFFERED: usize = 16 * 1024;
 const MOST_CONNECTIONS: usize = 4096;
 /// A download has its connection and its file open.
 const FILES_PER_CONNECTION: u64 = 2;
-/// Files that are open besides: the listener, the log, the runtime, a scan.
+/// Files that are open besides: the listener, the log, the runtime.
 const OTHER_FILES: u64 = 32;
 /// Until the next attempt to take a connection after one that failed.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(500);
 
-/// What connections may cost. How long an answer takes has no limit: a slow
-/// download that gets on is a good one.
+/// What connections may cost.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
+pub struct Limits {
     /// So many at a time; further ones wait in the system's backlog.
-    pub(crate) connections: usize,
+    pub connections: usize,
     /// From the connection, or the last answer, to the end of a request's head.
-    pub(crate) head: Duration,
-    /// How long a client may take nothing of what is sent to it.
-    pub(crate) stall: Duration,
-    /// For all answers under way at the server's end.
-    pub(crate) grace: Duration,
+    pub head: Duration,
+    /// Then a connection is closed after the answer that it waits for. `None` where a
+    /// slow download that gets on is a good one.
+    pub life: Option<Duration>,
+    /// For that last answer, and for all of them at the server's end.
+    pub grace: Duration,
 }
 
-impl Limits {
-    /// As many connections as the process may have files open for.
-    pub(crate) fn of_this_process() -> Self {
+impl Default for Limits {
+    /// For short answers, and as many connections as this process may have files open for.
+    fn default() -> Self {
         // Without an answer, what systems have had for decades.
         let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _hard)| soft);
         Self {
             connections: connections_within(files),
             head: Duration::from_secs(10),
-            stall: Duration::from_secs(120),
-            grace: Duration::from_secs(5),
+            life: Some(Duration::from_secs(5 * 60)),
+            grace: Duration::from_secs(15),
         }
     }
 }
@@ -64,11 +64,11 @@ fn connections_within(files: u64) -> usize {
     usize::try_from(fit).map_or(MOST_CONNECTIONS, |fit| fit.clamp(1, MOST_CONNECTIONS))
 }
 
-/// Answers until `shutdown` completes; what is under way then may finish.
-/// Handlers find the client's address in [`ConnectInfo`].
-pub(crate) async fn serve(
-    listener: TcpListener,
-    router: Router,
+/// Answers until `shutdown` completes; what is under way then may finish. `router` is
+/// asked for the answers to each client by its address.
+pub async fn serve<L: Listener>(
+    mut listener: L,
+    router: impl Fn(L::Addr) -> Router,
     limits: Limits,
     shutdown: impl Future<Output = ()>,
 ) {
@@ -76,7 +76,6 @@ pub(crate) async fn serve(
     let connections = TaskTracker::new();
     let ending = CancellationToken::new();
     let mut shutdown = pin!(shutdown);
-    let mut trouble = AcceptTrouble::default();
     loop {
         let accept = async {
             // First the permit, so that no connection is taken that cannot be
@@ -85,31 +84,38 @@ pub(crate) async fn serve(
                 .acquire_owned()
                 .await
                 .expect("the semaphore is never closed");
-            (permit, accept(&listener, &mut trouble).await)
+            (permit, listener.accept().await)
         };
         let (permit, (stream, client)) = tokio::select! {
             () = shutdown.as_mut() => break,
             accepted = accept => accepted,
         };
-        close_when_stalled(&stream, limits.stall);
-        let router = router.clone().layer(Extension(ConnectInfo(client)));
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(limits.head)
             .max_buf_size(MOST_BUFFERED)
-            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+            .serve_connection(
+                TokioIo::new(stream),
+                TowerToHyperService::new(router(client)),
+            );
         let ending = ending.clone();
         connections.spawn(async move {
             let mut connection = pin!(connection);
+            let end = async {
+                tokio::select! {
+                    () = ending.cancelled() => {}
+                    () = at_the_end_of(limits.life) => {}
+                }
+            };
             let ended = tokio::select! {
                 ended = connection.as_mut() => ended,
-                () = ending.cancelled() => {
+                () = end => {
                     connection.as_mut().graceful_shutdown();
-                    connection.await
+                    bounded(limits.grace, connection).await.unwrap_or(Ok(()))
                 }
             };
             if let Err(error) = ended {
-                tracing::debug!(%client, "connection: {error}");
+                tracing::debug!("connection: {error}");
             }
             drop(permit);
         });
@@ -118,28 +124,67 @@ pub(crate) async fn serve(
     drop(listener);
     ending.cancel();
     connections.close();
-    if tokio::time::timeout(limits.grace, connections.wait())
-        .await
-        .is_err()
-    {
-        tracing::warn!("shutdown cuts off {} connections", connections.len());
+    if bounded(limits.grace, connections.wait()).await.is_none() {
+        tracing::warn!("the shutdown cuts off {} connections", connections.len());
     }
 }
 
-async fn accept(listener: &TcpListener, trouble: &mut AcceptTrouble) -> (TcpStream, SocketAddr) {
-    loop {
-        match listener.accept().await {
-            Ok(accepted) => {
-                trouble.over();
-                return accepted;
-            }
-            // One client that has gone again says nothing of the next.
-            Err(error) if is_of_one_client(&error) => {}
-            Err(error) => {
-                trouble.tell(&error);
-                tokio::time::sleep(ACCEPT_AGAIN).await;
+async fn at_the_end_of(life: Option<Duration>) {
+    match life {
+        Some(life) => tokio::time::sleep(life).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn bounded<F: Future>(limit: Duration, future: F) -> Option<F::Output> {
+    tokio::time::timeout(limit, future).await.ok()
+}
+
+/// Takes TCP connections, breaks those that stall, and tells once when none can be taken.
+#[derive(Debug)]
+pub struct Tcp {
+    listener: TcpListener,
+    stall: Duration,
+    trouble: AcceptTrouble,
+}
+
+impl Tcp {
+    /// A connection is broken when its client takes nothing for as long as `stall` of
+    /// what is sent to it.
+    #[must_use]
+    pub fn new(listener: TcpListener, stall: Duration) -> Self {
+        Self {
+            listener,
+            stall,
+            trouble: AcceptTrouble::default(),
+        }
+    }
+}
+
+impl Listener for Tcp {
+    type Io = TcpStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (TcpStream, SocketAddr) {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, client)) => {
+                    self.trouble.over();
+                    close_when_stalled(&stream, self.stall);
+                    return (stream, client);
+                }
+                // One client that has gone again says nothing of the next.
+                Err(error) if is_of_one_client(&error) => {}
+                Err(error) => {
+                    self.trouble.tell(&error);
+                    tokio::time::sleep(ACCEPT_AGAIN).await;
+                }
             }
         }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
     }
 }
 
@@ -194,11 +239,12 @@ mod tests {
 
     const SOON: Duration = Duration::from_secs(20);
 
+    /// One at a time, none of which ends by itself.
     fn limits() -> Limits {
         Limits {
             connections: 1,
             head: SOON,
-            stall: SOON,
+            life: None,
             grace: SOON,
         }
     }
@@ -215,10 +261,20 @@ mod tests {
     }
 
     async fn start(limits: Limits, router: Router) -> (SocketAddr, oneshot::Sender<()>) {
+        start_with(limits, SOON, router).await
+    }
+
+    async fn start_with(
+        limits: Limits,
+        stall: Duration,
+        router: Router,
+    ) -> (SocketAddr, oneshot::Sender<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel();
-        tokio::spawn(serve(listener, router, limits, async {
+        let listener = Tcp::new(listener, stall);
+        let answers = move |_| router.clone();
+        tokio::spawn(serve(listener, answers, limits, async {
             let _ = stopped.await;
         }));
         (address, stop)
@@ -272,10 +328,9 @@ mod tests {
             connections: 2,
             // Neither is for answers, however long they take.
             head: stall,
-            stall,
             ..limits()
         };
-        let (address, _stop) = start(limits, router()).await;
+        let (address, _stop) = start_with(limits, stall, router()).await;
         let request = b"GET /endless HTTP/1.1\r\nHost: x\r\n\r\n";
         let stalled = send(address, request).await;
         let mut slow = send(address, request).await;
@@ -314,6 +369,17 @@ mod tests {
         stop.send(()).unwrap();
         go_on.notify_one();
         assert!(read_all(stream).await.ends_with("finished"));
+    }
+
+    #[tokio::test]
+    async fn where_answers_are_short_no_connection_lives_for_ever() {
+        let limits = Limits {
+            life: Some(Duration::from_millis(200)),
+            ..limits()
+        };
+        let (address, _stop) = start(limits, router()).await;
+        let idle = send(address, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        assert!(read_all(idle).await.ends_with("here"));
     }
 
     #[test]
