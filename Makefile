@@ -45,7 +45,7 @@ fuzz: setup ## Mutated inputs for a parser, or all; TARGET, RUNS (default 100000
 	$(CARGO) run --release -p payload --features fuzzing --example fuzz -- "$(or $(TARGET),all)" $(or $(RUNS),1000000)
 
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
-ARCH ?= $(firstword $(subst -, ,$(HOST)))
+ARCH = $(firstword $(subst -, ,$(HOST)))
 
 stage0: setup ## Boot selector as an initramfs; MODULES="A.ko B.ko", SETTINGS=gptprio.conf, ARCH=aarch64
 	$(call has-target,$(STAGE0_TARGET))
@@ -67,8 +67,10 @@ uefi: setup ## Boot selector as a program of UEFI firmware, target/uefi/BOOTX64.
 STAGE0_TARGET := $(if $(filter $(ARCH)-%,$(HOST)),$(HOST),$(ARCH)-unknown-linux-gnu)
 UEFI_PROGRAM := BOOT$(if $(filter aarch64,$(ARCH)),AA64,X64).EFI
 
+# Whether Rust's library for the target $(1) is there.
 define has-target
-@rustc --print target-libdir --target $(1) | xargs test -d || { \
+$(if $(filter x86_64 aarch64,$(ARCH)),,$(error ARCH is x86_64 or aarch64, not $(ARCH)))
+@folder=$$(rustc --print target-libdir --target $(1)) && test -d "$$folder" || { \
 	echo "The target is missing; install it: rustup target add $(1)" >&2; exit 1; }
 endef
 
