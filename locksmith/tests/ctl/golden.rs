@@ -66,6 +66,13 @@ fn a_fleet_moves_from_v2_to_v3() {
     in_etcd(root.path(), &etcd, "auto").play("migrate.txt");
 }
 
+/// One that also has a lock on v3, from before anybody noticed.
+#[test]
+fn a_fleet_of_the_original_is_met_on_v2() {
+    let (root, etcd) = (machine(), Server::start());
+    in_etcd(root.path(), &etcd, "auto").play("auto.txt");
+}
+
 #[test]
 fn mistakes_in_files_are_told() {
     let root = machine();
