@@ -64,6 +64,9 @@ pub struct Agent {
     not_before: Duration,
     /// A watched key changed and the group has not been read since.
     keys_changed: bool,
+    /// A place without a record may be one that an agent has taken, and not an
+    /// operator's.
+    may_hold: bool,
     /// The process is about to end.
     stopping: bool,
     /// The last reason that was told, so that it is not told again and again.
@@ -184,6 +187,7 @@ impl Agent {
             reboot_pace: Pace::REBOOT,
             not_before: Duration::ZERO,
             keys_changed: false,
+            may_hold: true,
             stopping: false,
             said: String::new(),
         }
@@ -730,6 +734,7 @@ impl Agent {
                     self.lease_deadline(out);
                 } else {
                     queue.ticket = ticket;
+                    self.may_hold = true;
                     self.ask(Pending::Commit, Action::Commit(transaction), out);
                 }
             }
@@ -829,6 +834,7 @@ impl Agent {
     fn enter_drain(&mut self, place: &Place, moment: Moment, out: &mut Vec<Action>) {
         self.let_go_of_leases(out);
         self.refused_pace.reset();
+        self.may_hold = true;
         out.push(Action::Remember(true));
         self.say(Tone::Info, "took a place".to_owned(), out);
         self.stage = Stage::Drain {
@@ -1031,8 +1037,7 @@ impl Agent {
                 out,
             );
         }
-        out.push(Action::Remember(false));
-        self.options.recover = false;
+        self.forget_place(out);
         self.rest(moment, out);
     }
 
@@ -1062,8 +1067,14 @@ impl Agent {
             token: record.created,
             holder,
         });
+        // Where nothing but the document tells who has a place, a lock by hand looks
+        // like an agent's.
+        let by_hand = match &place {
+            Some(place) => place.holder.kind != Kind::Reboot,
+            None => snapshot.document_only && !self.may_hold,
+        };
         match place {
-            Some(place) if held && place.holder.kind != Kind::Reboot => {
+            _ if held && by_hand => {
                 self.say(
                     Tone::Info,
                     "an operator holds the lock for this machine".to_owned(),
@@ -1159,10 +1170,15 @@ impl Agent {
     }
 
     fn nothing_held(&mut self, snapshot: &Snapshot, moment: Moment, out: &mut Vec<Action>) {
-        out.push(Action::Remember(false));
-        self.options.recover = false;
+        self.forget_place(out);
         self.watch_own(snapshot, out);
         self.listen(moment, out);
+    }
+
+    fn forget_place(&mut self, out: &mut Vec<Action>) {
+        self.may_hold = false;
+        self.options.recover = false;
+        out.push(Action::Remember(false));
     }
 
     /// A request of an earlier process may arrive late, and an operator may lock.

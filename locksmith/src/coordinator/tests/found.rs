@@ -31,6 +31,32 @@ fn a_commit_that_comes_late_does_not_undo_a_later_step() {
     }
 }
 
+/// On v2 nothing but the time tells whose a place is.
+#[test]
+fn a_lock_by_hand_without_a_record_stays_and_a_place_of_its_own_goes_back() {
+    let mut bench = semaphore();
+    bench.document_only = true;
+    bench.restart();
+    // It reboots with a place, gives it back after that, and listens.
+    bench.live_until(HOUR, |bench| bench.reboots == 1 && bench.stage() == "idle");
+    assert!(bench.is_done(2), "{:?}", bench.seen);
+    bench.others(|snapshot| take(snapshot, "a", Kind::Manual));
+    bench.run(3 * HOUR, |_| false);
+    assert!(bench.places().holds(&Bench::id()), "{:?}", bench.seen);
+    // An update that came and went changes nothing.
+    for applied in [Some(3), None] {
+        bench.window = Window::Closed(None);
+        bench.applied = Ok(applied);
+        bench.tell(Event::UpdaterChanged);
+        bench.run(HOUR, |_| false);
+    }
+    assert!(bench.places().holds(&Bench::id()), "{:?}", bench.seen);
+    // At the start it may be from before the reboot.
+    bench.restart();
+    bench.run(HOUR, |_| false);
+    assert!(!bench.places().holds(&Bench::id()), "{:?}", bench.seen);
+}
+
 #[test]
 fn a_new_process_does_not_use_the_nonces_of_the_one_before() {
     let mut nonces = Vec::new();
