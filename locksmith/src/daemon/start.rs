@@ -193,16 +193,17 @@ async fn lock_of(settings: &Settings, bus: &Bus) -> Lock {
         Strategy::BestEffort => {
             warn!(
                 "the reboot strategy best-effort is deprecated: it reboots without a lock where \
-                 etcd seems not to run; set etcd-lock or reboot"
+                 etcd is not to run; set etcd-lock or reboot"
             );
             let systemd = Systemd::new(bus);
             for unit in ETCD_UNITS {
-                if let Ok(Some(true)) = systemd.is_active(unit).await {
-                    info!(unit, "etcd runs here: the strategy is etcd-lock");
+                // One that is only starting, or has failed, is one of a cluster too.
+                if systemd.may_run(unit).await {
+                    info!(unit, "etcd belongs here: the strategy is etcd-lock");
                     return Lock::Semaphore;
                 }
             }
-            info!("etcd does not run here: the strategy is reboot");
+            info!("there is no etcd here: the strategy is reboot");
             Lock::None
         }
     }
