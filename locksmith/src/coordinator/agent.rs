@@ -334,6 +334,7 @@ impl Agent {
                 self.go_on(moment, out);
             }
             Event::Drained(Ok(())) => {
+                out.push(Action::KeepAlive(None));
                 if let Stage::Drain { token } = self.stage {
                     self.stage = Stage::Fence(Fence::new(token));
                 }
@@ -832,7 +833,15 @@ impl Agent {
     }
 
     fn enter_drain(&mut self, place: &Place, moment: Moment, out: &mut Vec<Action>) {
+        let deadline = match &self.stage {
+            Stage::Queue(queue) => queue.deadline,
+            _ => None,
+        };
         self.let_go_of_leases(out);
+        // Each program has its own limit; the deadline is for an agent that is gone.
+        if let Some((lease, _)) = deadline {
+            out.push(Action::KeepAlive(Some(lease)));
+        }
         self.refused_pace.reset();
         self.may_hold = true;
         out.push(Action::Remember(true));
@@ -883,7 +892,8 @@ impl Agent {
     // The last look.
 
     fn fence(&mut self, moment: Moment, out: &mut Vec<Action>) {
-        let lease_ttl = self.options.deadline;
+        // Healthy by the deadline is early enough, and then it must last.
+        let lease_ttl = self.options.deadline.saturating_add(self.options.soak);
         let Stage::Fence(fence) = &mut self.stage else {
             return;
         };
@@ -975,6 +985,9 @@ impl Agent {
     }
 
     fn leave(&mut self, token: Option<i64>, how: How, moment: Moment, out: &mut Vec<Action>) {
+        if let Stage::Drain { .. } = self.stage {
+            out.push(Action::KeepAlive(None));
+        }
         self.let_go_of_leases(out);
         let nothing = token.is_none() && self.options.lock == Lock::None && !self.options.recover;
         if nothing {

@@ -82,8 +82,8 @@ pub struct Options {
     pub warning: Duration,
     /// For how long a new system must be healthy without a break.
     pub soak: Duration,
-    /// Time for a reboot and everything around it; then the machine is overdue,
-    /// or failed.
+    /// From asking for the reboot until the new system is healthy; the soak comes on
+    /// top. Then the machine is overdue, or failed.
     pub deadline: Duration,
 }
 

@@ -208,7 +208,7 @@ impl Bench {
         self.running == version && self.stage() == "idle" && !self.places().holds(&Self::id())
     }
 
-    fn advance(&mut self, time: Duration) {
+    pub(super) fn advance(&mut self, time: Duration) {
         // The process keeps its lease alive while time passes.
         let end = self.clock + time;
         while self.clock < end {

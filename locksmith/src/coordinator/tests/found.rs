@@ -58,6 +58,33 @@ fn a_lock_by_hand_without_a_record_stays_and_a_place_of_its_own_goes_back() {
 }
 
 #[test]
+fn neither_long_programs_nor_a_long_soak_make_a_healthy_machine_late() {
+    let mut bench = Bench::new(Options {
+        soak: 2 * HOUR,
+        ..options(Lock::Semaphore)
+    });
+    assert!(bench.run(HOUR, |bench| bench.stage() == "draining"));
+    bench.advance(5 * HOUR);
+    assert_eq!(failures::mark_overdue(&bench.snapshot(), 0), None);
+    assert!(bench.live_until(HOUR, |bench| bench.stage() == "verifying"));
+    let verifying = |bench: &Bench| bench.stage() != "verifying";
+    while !bench.run(Duration::from_secs(60), verifying) {
+        assert_eq!(failures::mark_overdue(&bench.snapshot(), 0), None);
+    }
+    bench.live();
+    assert!(bench.is_done(2), "{:?}", bench.seen);
+}
+
+#[test]
+fn an_agent_that_is_gone_while_its_programs_run_is_late() {
+    let mut bench = semaphore();
+    assert!(bench.run(HOUR, |bench| bench.stage() == "draining"));
+    bench.clock += HOUR;
+    bench.group.advance(bench.clock);
+    assert!(failures::mark_overdue(&bench.snapshot(), 0).is_some());
+}
+
+#[test]
 fn a_new_process_does_not_use_the_nonces_of_the_one_before() {
     let mut nonces = Vec::new();
     let mut bench = semaphore();
