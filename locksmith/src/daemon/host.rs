@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream, StreamExt as _};
-use gptprio::Guid;
 use gptprio::machine::Root;
 use jiff::ZonedDateTime;
 use tracing::{info, warn};
@@ -48,7 +47,6 @@ pub(super) struct Host {
     pub(super) conf: Mutex<CoordinatorConf>,
     pub(super) programs: Programs,
     pub(super) inhibition: Inhibition,
-    pub(super) slot_type: Guid,
     /// Version that runs; empty where no file tells it.
     pub(super) version: String,
     /// A reboot that was accepted and has not been seen to happen.
@@ -150,7 +148,7 @@ impl Host {
 
     /// What has nothing to do with the operator's programs.
     async fn facts(&self) -> Result<(), String> {
-        match boot_facts::slot_mark(&self.root, self.slot_type) {
+        match boot_facts::slot_mark(&self.root, self.rebooter.slot_type()) {
             Ok(SlotMark::Successful | SlotMark::NoSlots) => {}
             Ok(SlotMark::Unproven) => {
                 return Err("the running slot is not marked successful yet".to_owned());

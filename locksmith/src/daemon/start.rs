@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use gptprio::USR_TYPE;
 use gptprio::machine::Root;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -18,18 +19,15 @@ use super::host::{self, Host, Programs};
 use super::run::Daemon;
 use super::{log, membership};
 use crate::boot_facts;
-use crate::bus::{Bus, Inhibition, Login, Systemd, Updater};
-use crate::config::{
-    EtcdApi, Fragment, Inhibitors, Listen, Loaded, Program, RebootMethod, Settings,
-};
+use crate::bus::{Bus, Login, Systemd, Updater};
+use crate::config::{EtcdApi, Fragment, Listen, Loaded, Program, Settings};
 use crate::coordinator::{Agent, Identity, Lock, Options, Window};
 use crate::coordinator_conf::{self, CoordinatorConf};
 use crate::fleetlock::client::{ClientOptions, FleetLockClient};
 use crate::machine_id::MachineId;
 use crate::metrics::{self, Endpoint, Measured, Metrics};
 use crate::reboot::Rebooter;
-use crate::reboot::kexec::KexecOptions;
-use crate::semaphore::{Look, Mode};
+use crate::semaphore::Look;
 use crate::store::{SemaphoreStore, StoreError};
 use crate::strategy::Strategy;
 use crate::window::{Schedule, State};
@@ -113,7 +111,12 @@ async fn start(arguments: Arguments) -> Result<()> {
     let bus = Bus::new(arguments.bus.as_deref());
     let shutdown = on_signals()?;
 
-    let rebooter = Rebooter::new(root.clone(), Login::new(&bus), KexecOptions::default());
+    let slot_type = boot_facts::slot_type(&root).unwrap_or_else(|error| {
+        // As the updater does where it must go on.
+        warn!(error = words(&error), "the default type of slots is used");
+        USR_TYPE
+    });
+    let rebooter = Rebooter::new(root.clone(), Login::new(&bus), slot_type);
     let held = host::remembers(&root);
     let lock = lock_of(&settings, &bus).await;
     if settings.strategy == Strategy::Off && !held && !rebooter.was_interrupted() {
@@ -215,10 +218,7 @@ fn options(settings: &Settings, lock: Lock, held: bool) -> Options {
         recover: held,
         rank: settings.queue_rank,
         stays_up: settings.strategy == Strategy::Off,
-        mode: match settings.reboot_method {
-            RebootMethod::Firmware => Mode::Firmware,
-            RebootMethod::Kexec => Mode::Kexec,
-        },
+        mode: settings.reboot_method.into(),
         warning: settings.warn_users,
         soak: settings.health.soak,
         deadline: settings.health.deadline,
@@ -248,7 +248,6 @@ fn host(
         updater: Updater::new(bus),
         login: Login::new(bus),
         systemd: Systemd::new(bus),
-        slot_type: KexecOptions::default().slot_type,
         rebooter,
         fleet_lock,
         metrics: Arc::clone(metrics),
@@ -259,10 +258,7 @@ fn host(
             after_dir: root.path(&settings.hooks.after_dir)?,
             timeout: settings.hooks.timeout,
         },
-        inhibition: match settings.inhibitors {
-            Inhibitors::Respect => Inhibition::Respect,
-            Inhibitors::Ignore => Inhibition::Override,
-        },
+        inhibition: settings.inhibitors.into(),
         version: identity.version.clone(),
         begun: Mutex::new(None),
         proved: AtomicBool::new(false),
