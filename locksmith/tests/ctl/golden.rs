@@ -2,6 +2,7 @@
 
 use std::net::TcpListener;
 use std::path::Path;
+use std::process::Command;
 
 use crate::server::Server;
 use crate::transcript::Session;
@@ -94,6 +95,42 @@ fn the_grammar_is_gos() {
     bare.word(dump.join("\n"), "{HELP}")
         .word(env!("CARGO_PKG_VERSION"), "{VERSION}")
         .play("usage.txt");
+}
+
+/// The daemon is the same program by another name.
+#[test]
+fn the_daemon_explains_itself_and_refuses_a_mistyped_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let daemon = folder.path().join("locksmithd");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_locksmithctl"), &daemon).unwrap();
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(&daemon);
+        let output = command.args(arguments).env_clear().output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        (output.status.code(), text)
+    };
+    let (code, help) = run(&["--help"]);
+    assert_eq!(code, Some(0));
+    assert!(help.starts_with("Usage of locksmithd:\n"), "{help}");
+    assert!(help.contains("locksmithd serve-fleetlock"), "{help}");
+    let (code, help) = run(&["serve-fleetlock", "-help"]);
+    assert_eq!(code, Some(0));
+    assert!(help.contains("-listen"), "{help}");
+
+    let (code, told) = run(&["serve-fleetlok"]);
+    assert!(
+        code != Some(0) && told.contains("locksmithd serve-fleetlock"),
+        "{told}"
+    );
+    // Other words are ignored, as ever.
+    let root = folder.path().to_str().unwrap();
+    let off = &["-root", root, "now"];
+    std::fs::create_dir_all(folder.path().join("etc/locksmith")).unwrap();
+    let file = folder.path().join("etc/locksmith/locksmith.toml");
+    std::fs::write(file, "strategy = 'off'\n").unwrap();
+    let (code, told) = run(off);
+    assert_eq!(code, Some(0), "{told}");
+    assert!(told.contains("ignores \"now\""), "{told}");
 }
 
 #[test]
