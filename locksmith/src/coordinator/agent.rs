@@ -1027,10 +1027,8 @@ impl Agent {
         };
         let transaction = match token {
             Some(token) => places::release(snapshot, id, token, word, moment.wall),
-            // A place without a record.
-            None if !snapshot.holders.contains_key(id) => {
-                places::unlock(snapshot, id, word, moment.wall)
-            }
+            // A place without a record, or with one that says nothing.
+            None if !snapshot.is_explained(id) => places::unlock(snapshot, id, word, moment.wall),
             None => None,
         };
         match transaction {

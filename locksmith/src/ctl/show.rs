@@ -124,7 +124,11 @@ pub(super) fn holders(snapshot: &Snapshot, now: i64) -> String {
                 "-".to_owned(),
                 "-".to_owned(),
                 "-".to_owned(),
-                "no record: an older tool, or a hand".to_owned(),
+                if snapshot.holders.contains_key(id) {
+                    "its record cannot be read".to_owned()
+                } else {
+                    "no record: an older tool, or a hand".to_owned()
+                },
             ],
         });
     }

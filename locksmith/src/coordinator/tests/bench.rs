@@ -42,6 +42,8 @@ pub(super) struct Bench {
     pub(super) fleet_lock: [Result<(), String>; 2],
     /// Whether the store keeps the document alone, as etcd's v2 API does.
     pub(super) document_only: bool,
+    /// Whether the machine's record says nothing to anybody.
+    pub(super) unreadable: bool,
     /// Whether a reboot that is asked for begins.
     pub(super) shuts_down: bool,
     /// Faults of the next calls of the store; none: it works.
@@ -93,6 +95,7 @@ impl Bench {
             logind: Ok(()),
             fleet_lock: [Ok(()), Ok(())],
             document_only: false,
+            unreadable: false,
             shuts_down: true,
             faults: VecDeque::new(),
             calls: 0,
@@ -179,10 +182,16 @@ impl Bench {
     }
 
     fn load(&self, look: &Look) -> Snapshot {
-        Snapshot {
+        let mut snapshot = Snapshot {
             document_only: self.document_only,
             ..self.group.load(look)
+        };
+        if self.unreadable
+            && let Some(record) = Arc::make_mut(&mut snapshot.holders).get_mut(&Self::id())
+        {
+            Arc::make_mut(record).value = None;
         }
+        snapshot
     }
 
     pub(super) fn places(&mut self) -> Document {

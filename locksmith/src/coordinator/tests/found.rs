@@ -85,6 +85,17 @@ fn an_agent_that_is_gone_while_its_programs_run_is_late() {
 }
 
 #[test]
+fn a_place_whose_record_cannot_be_read_goes_back() {
+    let mut bench = semaphore();
+    assert!(bench.run(HOUR, |bench| bench.reboots == 1));
+    bench.unreadable = true;
+    bench.power_cycle();
+    bench.live();
+    assert!(bench.is_done(2), "{:?}", bench.seen);
+    assert!(bench.holder().is_none());
+}
+
+#[test]
 fn a_new_process_does_not_use_the_nonces_of_the_one_before() {
     let mut nonces = Vec::new();
     let mut bench = semaphore();
