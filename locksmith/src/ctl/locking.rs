@@ -144,8 +144,7 @@ fn named_machine(invocation: &Invocation<'_>) -> Result<MachineId, CtlError> {
 }
 
 pub(super) fn own_id(invocation: &Invocation<'_>) -> Result<MachineId, CtlError> {
-    let path = invocation.globals.root.join("etc/machine-id");
-    Ok(MachineId::read(&path)?)
+    Ok(MachineId::read(&invocation.globals.root)?)
 }
 
 #[cfg(test)]

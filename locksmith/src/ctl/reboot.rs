@@ -7,7 +7,6 @@
 use std::time::Duration;
 
 use gptprio::USR_TYPE;
-use gptprio::machine::Root;
 use nix::unistd::Uid;
 
 use super::error::CtlError;
@@ -67,7 +66,7 @@ pub(super) async fn reboot(invocation: &Invocation<'_>) -> Result<(), CtlError> 
             }
             Place::Unexplained => check_halt(store).await?,
         }
-        rebooter(invocation, login)?
+        rebooter(invocation, login)
             .reboot(mode, settings.inhibitors.into(), WALL)
             .await
             .map_err(|refused| CtlError::Reboot(words(&refused)))
@@ -179,17 +178,13 @@ async fn check_halt(store: &dyn SemaphoreStore) -> Result<(), CtlError> {
 
 /// The agent gives the place back after the boot, under any strategy.
 fn remember(invocation: &Invocation<'_>) -> Result<(), CtlError> {
-    daemon::remember_held(&root(invocation)?).map_err(|error| CtlError::Reboot(words(&error)))
+    daemon::remember_held(&invocation.globals.root).map_err(|error| CtlError::Reboot(words(&error)))
 }
 
-fn rebooter(invocation: &Invocation<'_>, login: Login) -> Result<Rebooter, CtlError> {
-    let root = root(invocation)?;
+fn rebooter(invocation: &Invocation<'_>, login: Login) -> Rebooter {
+    let root = invocation.globals.root.clone();
     let slot_type = boot_facts::slot_type(&root).unwrap_or(USR_TYPE);
-    Ok(Rebooter::new(root, login, slot_type))
-}
-
-fn root(invocation: &Invocation<'_>) -> Result<Root, CtlError> {
-    Root::at(&invocation.globals.root).map_err(|error| CtlError::Reboot(words(&error)))
+    Rebooter::new(root, login, slot_type)
 }
 
 async fn give_back(
@@ -239,6 +234,6 @@ async fn is_there(login: &Login) -> Result<(), CtlError> {
 
 /// The kernel's.
 fn boot_id(invocation: &Invocation<'_>) -> Result<String, CtlError> {
-    let id = boot_facts::boot_id(&root(invocation)?);
+    let id = boot_facts::boot_id(&invocation.globals.root);
     id.map_err(|error| CtlError::Reboot(words(&error)))
 }

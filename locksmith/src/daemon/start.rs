@@ -20,7 +20,7 @@ use super::run::Daemon;
 use super::{log, membership};
 use crate::boot_facts;
 use crate::bus::{Bus, Login, Systemd, Updater};
-use crate::config::{EtcdApi, Fragment, Listen, Loaded, Program, Settings};
+use crate::config::{EtcdApi, Fragment, Listen, Loaded, Problems, Program, Settings};
 use crate::coordinator::{Agent, Identity, Lock, Options, Window};
 use crate::coordinator_conf::{self, CoordinatorConf};
 use crate::fleetlock::client::{ClientOptions, FleetLockClient};
@@ -83,18 +83,43 @@ pub(super) fn run(program: impl Future<Output = Result<()>>) -> ExitCode {
     }
 }
 
-/// Reads the settings and starts the log.
-pub(super) fn load(arguments: &Arguments) -> Result<Loaded> {
-    let folder = arguments.root.clone().unwrap_or_else(|| "/".into());
-    let environment = |name: &str| std::env::var(name).ok();
-    let flags = arguments.flags.clone();
-    let loaded = Settings::load(&folder, Program::Daemon, environment, flags);
-    log::start(loaded.as_ref().is_ok_and(|loaded| loaded.settings.debug));
+/// The machine, and its settings as `read` finds them; the log is started.
+fn begin(
+    arguments: &Arguments,
+    read: impl FnOnce(&Root, Fragment) -> Result<Loaded, Problems>,
+) -> Result<(Root, Result<Loaded, Problems>)> {
+    let root = match &arguments.root {
+        Some(dir) => Root::at(dir).context("cannot use -root"),
+        None => Ok(Root::system()),
+    };
+    let loaded = root.map(|root| {
+        let loaded = read(&root, arguments.flags.clone());
+        (root, loaded)
+    });
+    let debug = |loaded: &Result<Loaded, Problems>| {
+        let loaded = loaded.as_ref();
+        loaded.is_ok_and(|loaded| loaded.settings.debug)
+    };
+    log::start(loaded.as_ref().is_ok_and(|(_, loaded)| debug(loaded)));
+    loaded
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+fn accept(loaded: Result<Loaded, Problems>) -> Result<Settings> {
     let loaded = loaded.context("the configuration cannot be used")?;
     for warning in &loaded.warnings {
         warn!("{warning}");
     }
-    Ok(loaded)
+    Ok(loaded.settings)
+}
+
+/// The settings of a server, and a log.
+pub(super) fn load_for_server(arguments: &Arguments) -> Result<Settings> {
+    let read = |root: &Root, flags| Settings::load_for_server(root, variable, flags);
+    accept(begin(arguments, read)?.1)
 }
 
 /// Tells the supervisor, if there is one, that the start is over.
@@ -103,11 +128,8 @@ pub(super) fn ready() {
 }
 
 async fn start(arguments: Arguments) -> Result<()> {
-    let settings = load(&arguments)?.settings;
-    let root = match &arguments.root {
-        Some(dir) => Root::at(dir).context("cannot use -root")?,
-        None => Root::system(),
-    };
+    let read = |root: &Root, flags| Settings::load(root, Program::Daemon, variable, flags);
+    let (root, loaded) = begin(&arguments, read)?;
     let bus = Bus::new(arguments.bus.as_deref());
     let shutdown = on_signals()?;
 
@@ -118,13 +140,22 @@ async fn start(arguments: Arguments) -> Result<()> {
     });
     let rebooter = Rebooter::new(root.clone(), Login::new(&bus), slot_type);
     let held = host::remembers(&root);
-    let lock = lock_of(&settings, &bus).await;
-    if settings.strategy == Strategy::Off && !held && !rebooter.was_interrupted() {
+    let strategy = match &loaded {
+        Ok(loaded) => Some(loaded.settings.strategy),
+        Err(problems) => problems.strategy,
+    };
+    if strategy == Some(Strategy::Off) && !held && !rebooter.was_interrupted() {
+        // Whatever else is wrong with the settings does no harm.
+        if let Err(problems) = loaded {
+            warn!("{problems}");
+        }
         info!("Reboot strategy is 'off' - shutting down.");
         return Ok(());
     }
+    let settings = accept(loaded)?;
+    let lock = lock_of(&settings, &bus).await;
 
-    let id = MachineId::read(&root.path("/etc/machine-id")?)?;
+    let id = MachineId::read(&root)?;
     let path = root.path(coordinator_conf::PATH)?;
     let conf = CoordinatorConf::take(&path, NAME, settings.strategy.word())?;
     // There is no other coordinator now. The machine may be reset at any moment, so before

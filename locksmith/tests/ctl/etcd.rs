@@ -4,6 +4,7 @@
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
+use gptprio::machine::Root;
 use locksmith::config::{Fragment, Program, Settings};
 use locksmith::semaphore::Look;
 use locksmith::store::SemaphoreStore as _;
@@ -75,7 +76,12 @@ async fn a_running_agent_follows_a_fleet_that_moves() {
     let root = tempfile::tempdir().unwrap();
     let endpoint = etcd.endpoint(0);
     let variables = |name: &str| (name == "LOCKSMITHD_ENDPOINT").then(|| endpoint.clone());
-    let loaded = Settings::load(root.path(), Program::Daemon, variables, Fragment::default());
+    let loaded = Settings::load(
+        &Root::at(root.path()).unwrap(),
+        Program::Daemon,
+        variables,
+        Fragment::default(),
+    );
     let store = loaded.unwrap().settings.open_store().unwrap();
     let look = Look::default();
     let seen = store.load(&look).await.unwrap();

@@ -127,10 +127,19 @@ fn the_daemon_explains_itself_and_refuses_a_mistyped_server() {
     let off = &["-root", root, "now"];
     std::fs::create_dir_all(folder.path().join("etc/locksmith")).unwrap();
     let file = folder.path().join("etc/locksmith/locksmith.toml");
-    std::fs::write(file, "strategy = 'off'\n").unwrap();
+    std::fs::write(&file, "strategy = 'off'\n").unwrap();
     let (code, told) = run(off);
     assert_eq!(code, Some(0), "{told}");
     assert!(told.contains("ignores \"now\""), "{told}");
+    // So is what else is wrong with the settings of a machine that never reboots.
+    std::fs::write(&file, "strategy = 'off'\nqueue_rank = -1\n").unwrap();
+    let (code, told) = run(off);
+    assert_eq!(code, Some(0), "{told}");
+    assert!(told.contains("queue_rank"), "{told}");
+    let held = folder.path().join("var/lib/locksmith/held");
+    std::fs::create_dir_all(held.parent().unwrap()).unwrap();
+    std::fs::write(held, "").unwrap();
+    assert_eq!(run(off).0, Some(1));
 }
 
 #[test]
