@@ -206,6 +206,15 @@ pub enum Listen {
     Tcp(String),
 }
 
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "{}", path.display()),
+            Self::Tcp(address) => f.write_str(address),
+        }
+    }
+}
+
 /// Which program loads settings: its variables have their own names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Program {

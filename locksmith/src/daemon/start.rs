@@ -25,7 +25,7 @@ use crate::coordinator::{Agent, Identity, Lock, Options, Window};
 use crate::coordinator_conf::{self, CoordinatorConf};
 use crate::fleetlock::client::{ClientOptions, FleetLockClient};
 use crate::machine_id::MachineId;
-use crate::metrics::{self, Endpoint, Measured, Metrics};
+use crate::metrics::{Endpoint, Measured, Metrics};
 use crate::reboot::Rebooter;
 use crate::semaphore::Look;
 use crate::store::{SemaphoreStore, StoreError};
@@ -336,8 +336,8 @@ async fn serve_metrics(
     shutdown: &CancellationToken,
 ) -> Result<()> {
     let listen = match listen {
-        Listen::Unix(path) => metrics::Listen::Unix(root.path(path)?),
-        Listen::Tcp(address) => metrics::Listen::Tcp(address.clone()),
+        Listen::Unix(path) => Listen::Unix(root.path(path)?),
+        Listen::Tcp(address) => Listen::Tcp(address.clone()),
     };
     match Endpoint::bind(&listen, Arc::clone(metrics)).await {
         Ok(endpoint) => {
