@@ -172,7 +172,7 @@ pub(super) const WARN_USERS: Key = Key::own(
     "warn_users",
     "duration, 0s to 24h",
     "5m",
-    "How long before a reboot logged-in users are told; `0s` tells and waits for nobody.",
+    "How long logged-in users are warned before the machine asks for its place, and so before the reboot at least; they are told again when the place comes more than this later. `0s` tells and waits for nobody.",
 );
 pub(super) const INHIBITORS: Key = Key::own(
     "inhibitors",

@@ -67,6 +67,8 @@ pub struct Agent {
     /// A place without a record may be one that an agent has taken, and not an
     /// operator's.
     may_hold: bool,
+    /// For when users have been told to expect the reboot.
+    announced: Option<Duration>,
     /// The process is about to end.
     stopping: bool,
     /// The last reason that was told, so that it is not told again and again.
@@ -188,6 +190,7 @@ impl Agent {
             not_before: Duration::ZERO,
             keys_changed: false,
             may_hold: true,
+            announced: None,
             stopping: false,
             said: String::new(),
         }
@@ -328,9 +331,9 @@ impl Agent {
                         out,
                     );
                 }
-                self.stage = Stage::Warned {
-                    until: moment.monotonic + wait,
-                };
+                let until = moment.monotonic + wait;
+                self.announced = Some(until);
+                self.stage = Stage::Warned { until };
                 self.go_on(moment, out);
             }
             Event::Drained(Ok(())) => {
@@ -424,6 +427,13 @@ impl Agent {
             }
             Stage::Queue(_) => self.queue(moment, out),
             Stage::Drain { .. } => {
+                let warning = self.options.warning;
+                let late = |at| moment.monotonic.saturating_sub(at) > warning;
+                if !warning.is_zero() && self.announced.is_some_and(late) {
+                    // After hours in the queue nobody expects it any more.
+                    self.announced = Some(moment.monotonic);
+                    out.push(Action::TellUsers);
+                }
                 let to = self.target();
                 self.ask(Pending::Drain, Action::Drain { to }, out);
             }

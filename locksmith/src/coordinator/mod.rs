@@ -190,6 +190,8 @@ pub enum Action {
     /// See whether something on this machine forbids a reboot; if not, tell those
     /// who are logged in that it reboots after this time. Zero: tell nobody.
     WarnUsers(Duration),
+    /// Tell those who are logged in that the reboot begins now; nobody waits.
+    TellUsers,
     /// Run the programs before a reboot.
     Drain {
         /// Version that is to run.

@@ -109,10 +109,10 @@ impl Host {
         if delay.is_zero() {
             return Ok(false);
         }
-        Ok(self.tell_users(delay).await)
+        Ok(self.announce(delay).await)
     }
 
-    async fn tell_users(&self, delay: Duration) -> bool {
+    async fn announce(&self, delay: Duration) -> bool {
         match self.login.sessions().await {
             Ok(sessions) => {
                 let text = wall::announcement(&ZonedDateTime::now(), delay);
@@ -221,6 +221,12 @@ impl Machine for Host {
 
     fn warn_users(&self, delay: Duration) -> BoxFuture<'_, Result<bool, String>> {
         Box::pin(self.warn(delay))
+    }
+
+    fn tell_users(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            self.announce(Duration::ZERO).await;
+        })
     }
 
     fn drain<'a>(&'a self, to: &'a str) -> BoxFuture<'a, Result<(), String>> {

@@ -26,6 +26,7 @@ impl Agent {
         self.nonces = 0;
         // Decides nothing where places have records.
         self.may_hold = true;
+        self.announced = None;
         self.store_pace = Pace::STORE;
         self.refused_pace = Pace::REFUSED;
         self.reboot_pace = Pace::REBOOT;

@@ -292,6 +292,7 @@ impl Bench {
                 self.watched = Some((keys.clone(), *after));
                 return false;
             }
+            Action::TellUsers => return self.show("tell users"),
             Action::GiveUpReboot => return self.show("reboot given up"),
             Action::Publish(Published::Running) => return self.show("running"),
             Action::Publish(Published::RebootPlanned) => return self.show("planned"),

@@ -541,6 +541,24 @@ fn people_are_warned_and_nobody_else_is_waited_for() {
 }
 
 #[test]
+fn people_are_told_again_when_the_place_comes_long_after_the_warning() {
+    for (minutes, expected) in [(1, 0), (3 * 60, 1)] {
+        let mut bench = Bench::new(Options {
+            warning: Duration::from_secs(300),
+            ..options(Lock::Semaphore)
+        });
+        bench.people = true;
+        bench.others(|snapshot| take(snapshot, "b", Kind::Reboot));
+        assert!(bench.run(HOUR, |bench| bench.stage() == "queued"));
+        bench.run(Duration::from_secs(60 * minutes), |_| false);
+        bench.others(|snapshot| places::unlock(snapshot, &"b".into(), "unlocked", 0));
+        assert!(bench.run(HOUR, |bench| bench.reboots == 1));
+        let told = bench.seen.iter().filter(|seen| *seen == "tell users");
+        assert_eq!(told.count(), expected, "{minutes}");
+    }
+}
+
+#[test]
 fn without_a_lock_the_store_is_not_touched() {
     let mut bench = Bench::new(options(Lock::None));
     bench.live();
