@@ -829,14 +829,16 @@ impl Agent {
         self.ask(Pending::Updater, Action::ReadUpdater, out);
     }
 
+    /// A place was wanted, or was to go back, and the answer was no.
     fn refused(&mut self, reason: &str, moment: Moment, out: &mut Vec<Action>) {
         let wait = self.refused_pace.next(moment.roll);
+        let what = match self.stage {
+            Stage::Release { .. } => "Unlocking old locks failed",
+            _ => "Failed to acquire lock",
+        };
         self.say(
             Tone::Info,
-            format!(
-                "Failed to acquire lock: {reason}. Retrying in {}.",
-                go(wait)
-            ),
+            format!("{what}: {reason}. Retrying in {}.", go(wait)),
             out,
         );
         out.push(Action::Wake(wait));

@@ -605,6 +605,20 @@ fn a_fleet_lock_server_is_asked_and_told() {
 }
 
 #[test]
+fn a_fleet_lock_server_that_takes_nothing_back_is_told_again() {
+    let mut bench = Bench::new(options(Lock::FleetLock));
+    bench.fleet_lock[1] = Err("no answer".into());
+    bench.run(HOUR, |_| false);
+    let says = |bench: &Bench, words: &str| bench.seen.iter().any(|seen| seen.starts_with(words));
+    let failed = "\"Unlocking old locks failed: no answer. Retrying in ";
+    assert!(says(&bench, failed), "{:?}", bench.seen);
+    assert!(!says(&bench, "\"Failed to acquire"));
+    bench.fleet_lock[1] = Ok(());
+    bench.live();
+    assert!(bench.is_done(2));
+}
+
+#[test]
 fn a_fleet_lock_whose_answer_was_lost_is_given_back_when_the_window_closes() {
     let mut bench = Bench::new(options(Lock::FleetLock));
     bench.fleet_lock[0] = Err("no answer".into());
