@@ -120,7 +120,7 @@ impl Auto {
             self.settle(Found::Settled(Arc::new(old)));
             return Ok(seen);
         }
-        let seen = old.load_if_spoken().await?;
+        let seen = old.load_if_spoken().await.map_err(in_vain)?;
         let new = Etcd3Store::new(self.options.clone(), &self.group)?;
         if let Some(seen) = seen.filter(|seen| seen.document.value.is_some())
             && (is_in_use(seen.places())
@@ -141,6 +141,17 @@ impl Auto {
         }
         self.settle(Found::Settled(Arc::new(new)));
         Ok(seen)
+    }
+}
+
+/// What to do where v2 refuses this client and v3 would not.
+fn in_vain(error: StoreError) -> StoreError {
+    match error {
+        StoreError::Refused { what, reason } => StoreError::Refused {
+            what,
+            reason: format!("{reason}; if nobody locks by etcd's v2 API set etcd.api to v3"),
+        },
+        other => other,
     }
 }
 
