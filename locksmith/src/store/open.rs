@@ -69,7 +69,9 @@ fn open_etcd(etcd: &Etcd, api: EtcdApi, group: &GroupName) -> Result<SharedStore
 
 /// etcd by the API by which the fleet locks. Asked at the first call that any
 /// server answers; a fleet that is on v2 may move, so there it is asked again
-/// with every load. Nobody moves back within a process.
+/// with every load. Nobody moves back within a process. What was decided on v2 and
+/// is committed after the move fails, since its condition is a revision of v2's
+/// document.
 struct AutoStore(Arc<Auto>);
 
 struct Auto {
@@ -100,10 +102,10 @@ impl Auto {
         if self.found().is_none() {
             self.load(&Look::default()).await?;
         }
-        Ok(match self.found() {
-            Some(Found::Settled(store)) => store,
-            Some(Found::StillOnV2(store)) => Arc::new(store),
-            None => unreachable!("a load that succeeded has found one"),
+        let found = self.found().expect("a load that succeeds finds one");
+        Ok(match found {
+            Found::Settled(store) => store,
+            Found::StillOnV2(store) => Arc::new(store),
         })
     }
 
@@ -120,12 +122,7 @@ impl Auto {
             self.settle(Found::Settled(Arc::new(old)));
             return Ok(seen);
         }
-        let seen = old.load_if_spoken().await.map_err(in_vain)?;
-        let new = Etcd3Store::new(self.options.clone(), &self.group)?;
-        if let Some(seen) = seen.filter(|seen| seen.document.value.is_some())
-            && (is_in_use(seen.places())
-                || fleet_is_on_v2(seen.places(), &new.load(&Look::default()).await?))
-        {
+        if let Some(seen) = self.load_from_v2(&old).await? {
             if found.is_none() {
                 info!(
                     "the fleet locks by etcd's v2 API: no queue, no halt and no failure budget \
@@ -135,12 +132,32 @@ impl Auto {
             }
             return Ok(seen);
         }
+        let new = self.open_v3()?;
         let seen = new.load(look).await?;
         if found.is_some() {
             info!("the lock has moved to etcd's v3 API");
         }
         self.settle(Found::Settled(Arc::new(new)));
         Ok(seen)
+    }
+
+    /// What is on v2; `None` if the fleet does not lock there.
+    async fn load_from_v2(&self, old: &Etcd2Store) -> Result<Option<Snapshot>, StoreError> {
+        let seen = old.load_if_spoken().await.map_err(in_vain)?;
+        let Some(seen) = seen.filter(|seen| seen.document.value.is_some()) else {
+            return Ok(None);
+        };
+        // As a rule v3 need not be asked.
+        let stays = is_in_use(seen.places())
+            || fleet_is_on_v2(
+                seen.places(),
+                &self.open_v3()?.load(&Look::default()).await?,
+            );
+        Ok(stays.then_some(seen))
+    }
+
+    fn open_v3(&self) -> Result<Etcd3Store, StoreError> {
+        Etcd3Store::new(self.options.clone(), &self.group)
     }
 }
 
