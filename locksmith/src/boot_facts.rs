@@ -5,8 +5,8 @@
 
 use std::io;
 
-use gptprio::Guid;
 use gptprio::machine::Root;
+use gptprio::{Guid, USR_TYPE};
 
 use crate::reboot::slots::{SlotsError, SystemSlots};
 
@@ -21,6 +21,11 @@ const VERSIONS: [(&str, &str); 4] = [
     ("/etc/os-release", "VERSION_ID"),
     ("/usr/lib/os-release", "VERSION_ID"),
 ];
+
+/// The updater's own file, and its key for the type of the slots. As with the
+/// updater, other files do not count.
+const UPDATER_FILE: &str = "/etc/update-engine/update.conf";
+const SLOT_TYPE: &str = "SLOT_TYPE_GUID";
 
 /// The target that systemd reaches when a boot is complete.
 pub const BOOT_COMPLETE: &str = "boot-complete.target";
@@ -76,6 +81,22 @@ pub fn version(root: &Root) -> Result<Option<String>, UnreadableFact> {
         }
     }
     Ok(None)
+}
+
+/// Type of the partitions that are slots, by the updater's settings.
+///
+/// # Errors
+///
+/// They cannot be read, or their value is no GUID.
+pub fn slot_type(root: &Root) -> Result<Guid, UnreadableFact> {
+    let text = read(root, UPDATER_FILE)?.unwrap_or_default();
+    let Some(value) = value_of(&text, SLOT_TYPE) else {
+        return Ok(USR_TYPE);
+    };
+    value.parse().map_err(|_| UnreadableFact {
+        path: UPDATER_FILE,
+        source: io::Error::other(format!("bad value of {SLOT_TYPE}: '{value}' is not a GUID")),
+    })
 }
 
 /// The mark of the slot that runs, from the partition table on its disk.

@@ -39,8 +39,6 @@ pub enum State {
     RebootPlanned,
     /// The reboot has been asked for.
     Rebooting,
-    /// Does nothing; nobody else is to coordinate either.
-    Disabled,
 }
 
 impl State {
@@ -52,7 +50,6 @@ impl State {
             Self::Running => "running",
             Self::RebootPlanned => "reboot-planned",
             Self::Rebooting => "rebooting",
-            Self::Disabled => "disabled",
         }
     }
 }
@@ -239,7 +236,6 @@ mod tests {
             (State::Running, "running"),
             (State::RebootPlanned, "reboot-planned"),
             (State::Rebooting, "rebooting"),
-            (State::Disabled, "disabled"),
             (State::Starting, "starting"),
         ] {
             held.set(state).unwrap();

@@ -42,15 +42,6 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// Where the hooks of this phase are.
-    #[must_use]
-    pub const fn folder(self) -> &'static str {
-        match self {
-            Self::BeforeReboot => "/etc/locksmith/before-reboot.d",
-            Self::AfterReboot => "/etc/locksmith/after-reboot.d",
-        }
-    }
-
     /// The word in `LOCKSMITH_PHASE`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

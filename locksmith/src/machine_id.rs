@@ -1,14 +1,18 @@
 //! The name under which a machine holds a place: what `/etc/machine-id` says.
 
 use std::fmt;
-use std::path::Path;
+use std::io;
 use std::sync::Arc;
 
+use gptprio::machine::Root;
 use serde::{Deserialize, Serialize};
 
 /// The longest name that is stored, in bytes. Machine ids have 32 characters;
 /// FleetLock clients send 32 as well.
-const MOST_BYTES: usize = 1024;
+const MOST_BYTES: u64 = 1024;
+
+/// Where it is.
+const PATH: &str = "/etc/machine-id";
 
 /// A holder's name: opaque, case-sensitive, any text, cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -27,18 +31,20 @@ impl MachineId {
         Self(text.into())
     }
 
-    /// Reads a machine-id file: its content without white space at the ends.
+    /// Reads the machine's file: its content without white space at the ends.
     ///
     /// # Errors
     ///
-    /// It cannot be read, is empty or is longer than 1 KiB.
-    pub fn read(path: &Path) -> Result<Self, NoMachineId> {
-        let text = std::fs::read_to_string(path).map_err(|error| NoMachineId(Some(error)))?;
-        let id = text.trim();
-        if id.is_empty() || id.len() > MOST_BYTES {
+    /// It is not there, cannot be read, is empty or is longer than 1 KiB.
+    pub fn read(root: &Root) -> Result<Self, NoMachineId> {
+        let text = root
+            .read_text(PATH, MOST_BYTES)
+            .map_err(|error| NoMachineId(Some(error)))?;
+        let text = text.ok_or_else(|| NoMachineId(Some(io::ErrorKind::NotFound.into())))?;
+        if text.is_empty() {
             return Err(NoMachineId(None));
         }
-        Ok(Self::new(id))
+        Ok(Self::new(&text))
     }
 
     /// The text.
@@ -67,11 +73,17 @@ mod tests {
     #[test]
     fn white_space_goes_and_nothing_is_no_name() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("machine-id");
-        assert!(MachineId::read(&path).unwrap_err().0.is_some());
+        let root = Root::at(folder.path()).unwrap();
+        assert!(MachineId::read(&root).unwrap_err().0.is_some());
+        std::fs::create_dir(folder.path().join("etc")).unwrap();
+        let path = folder.path().join("etc/machine-id");
         std::fs::write(&path, " \n\t").unwrap();
-        assert!(MachineId::read(&path).unwrap_err().0.is_none());
+        assert!(MachineId::read(&root).unwrap_err().0.is_none());
         std::fs::write(&path, "\n7c1d2f \n").unwrap();
-        assert_eq!(MachineId::read(&path).unwrap().as_str(), "7c1d2f");
+        assert_eq!(MachineId::read(&root).unwrap().as_str(), "7c1d2f");
+        // On the machine's own tree, whatever is on this one.
+        std::fs::rename(&path, folder.path().join("id")).unwrap();
+        std::os::unix::fs::symlink("/id", &path).unwrap();
+        assert_eq!(MachineId::read(&root).unwrap().as_str(), "7c1d2f");
     }
 }

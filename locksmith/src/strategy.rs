@@ -48,6 +48,12 @@ impl Strategy {
             Self::Fleetlock => "fleetlock",
         }
     }
+
+    /// Whether a reboot may wait for a place in etcd.
+    #[must_use]
+    pub const fn needs_etcd(self) -> bool {
+        matches!(self, Self::EtcdLock | Self::BestEffort)
+    }
 }
 
 impl FromStr for Strategy {

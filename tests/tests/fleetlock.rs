@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use locksmith::config::Listen;
 use locksmith::fleetlock::server::{FleetGroup, Options, serve};
 use locksmith::group::GroupName;
-use locksmith::metrics::{Endpoint, Listen, Measured, Metrics};
+use locksmith::metrics::{Endpoint, Measured, Metrics};
 use locksmith::semaphore::{Look, Max, places, steering};
 use locksmith::store::{Etcd3Store, EtcdOptions, SemaphoreStore};
 use system_tests::etcd::Cluster;

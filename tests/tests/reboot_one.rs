@@ -464,8 +464,15 @@ fn what_is_wrong_in_the_settings_ends_the_daemon_and_is_shown_by_config_check() 
             "duration cannot exceed period",
         ),
         ("[[window]]\nstart = \"9:00\"", "length"),
-        ("[etcd]\nendpoints = [\"ftp://etcd\"]", "\"ftp\""),
-        ("[etcd]\ncertfile = \"/etc/cert.pem\"", "keyfile"),
+        (
+            "strategy = \"etcd-lock\"\n[etcd]\nendpoints = [\"ftp://etcd\"]",
+            "\"ftp\"",
+        ),
+        (
+            "strategy = \"etcd-lock\"\n[etcd]\nendpoints = [\"https://etcd\"]\n\
+             certfile = \"/etc/cert.pem\"",
+            "keyfile",
+        ),
         ("[health]\ndeadline = \"never\"", "never"),
         ("strategy = ", "locksmith.toml"),
     ] {

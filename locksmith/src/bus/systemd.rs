@@ -72,6 +72,12 @@ impl Systemd {
         }
     }
 
+    /// Whether a service runs, has failed or is to run: all but one that nobody
+    /// will start. In doubt, it does.
+    pub async fn may_run(&self, unit: &str) -> bool {
+        !matches!(self.is_active(unit).await, Ok(None))
+    }
+
     async fn look_at(&self, unit: &str) -> Result<Option<bool>, BusError> {
         let connection = self.bus.connection().await?;
         let manager = ManagerProxy::new(&connection)

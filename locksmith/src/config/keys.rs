@@ -172,7 +172,7 @@ pub(super) const WARN_USERS: Key = Key::own(
     "warn_users",
     "duration, 0s to 24h",
     "5m",
-    "How long before a reboot logged-in users are told; `0s` tells and waits for nobody.",
+    "How long logged-in users are warned before the machine asks for its place, and so before the reboot at least; they are told again when the place comes more than this later. `0s` tells and waits for nobody.",
 );
 pub(super) const INHIBITORS: Key = Key::own(
     "inhibitors",
@@ -209,7 +209,7 @@ pub(super) const ETCD_API: Key = Key::own(
     "etcd.api",
     "`auto`, `v2` or `v3`",
     "auto",
-    "Which API to speak; `auto` is v3 unless only v2 answers.",
+    "Which API to speak; `auto` is v3, but v2 where only v2 answers or [the fleet still locks there](reboot-coordination.md#from-the-original).",
 )
 .flag("api");
 pub(super) const ETCD_CAFILE: Key = Key::own(
@@ -279,7 +279,7 @@ pub(super) const HEALTH_DEADLINE: Key = Key::own(
     "health.deadline",
     "duration, 1m to 168h",
     "30m",
-    "How long after it asked for a reboot a machine that did not come back well counts as overdue.",
+    "How long after it asked for a reboot a machine that did not come back well counts as overdue; `health.soak` comes on top, the programs before the reboot do not count.",
 );
 
 pub(super) const FLEETLOCK_BASE_URL: Key = Key::own(

@@ -27,9 +27,10 @@ mod values;
 
 use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
+use gptprio::machine::Root;
 use jiff::tz::TimeZone;
 
 use crate::group::GroupName;
@@ -205,6 +206,15 @@ pub enum Listen {
     Tcp(String),
 }
 
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "{}", path.display()),
+            Self::Tcp(address) => f.write_str(address),
+        }
+    }
+}
+
 /// Which program loads settings: its variables have their own names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Program {
@@ -274,15 +284,28 @@ pub enum Problem {
 }
 
 impl Problem {
+    /// Name of the key that it is about; `None` if it may hide any.
+    fn key(&self) -> Option<&'static str> {
+        match self {
+            Self::Value { key, .. } => Some(key),
+            Self::Statement { key, .. } => *key,
+            Self::Read { .. } => None,
+        }
+    }
+
     /// Whether it is about a value that has nothing to do with where the semaphore is.
     fn is_beside_the_lock(&self) -> bool {
-        let name = match self {
-            Self::Value { key, .. } => key,
-            Self::Statement { key: Some(key), .. } => key,
-            Self::Read { .. } | Self::Statement { key: None, .. } => return false,
-        };
         let lock = [keys::GROUP.name, keys::STORE.name];
-        !lock.contains(name) && !name.starts_with("etcd.")
+        self.key()
+            .is_some_and(|key| !lock.contains(&key) && !self.is_about_etcd())
+    }
+
+    fn is_bad_value(&self) -> bool {
+        matches!(self, Self::Value { .. })
+    }
+
+    fn is_about_etcd(&self) -> bool {
+        self.key().is_some_and(|key| key.starts_with("etcd."))
     }
 
     /// As a warning, where its value does not count.
@@ -305,11 +328,16 @@ impl Problem {
 
 /// All that is wrong with a machine's configuration, one line each; never empty.
 #[derive(Debug)]
-pub struct Problems(pub Vec<Problem>);
+pub struct Problems {
+    /// Each of them.
+    pub problems: Vec<Problem>,
+    /// The strategy, if nothing that is wrong could change it.
+    pub strategy: Option<Strategy>,
+}
 
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (number, problem) in self.0.iter().enumerate() {
+        for (number, problem) in self.problems.iter().enumerate() {
             let gap = if number == 0 { "" } else { "\n" };
             write!(f, "{gap}{problem}")?;
         }
@@ -330,21 +358,40 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Reads all files below `root`, then the environment, then takes the flags.
+    /// Reads all files of the machine, then the environment, then takes the flags.
     ///
-    /// A file that is not there is no error.
+    /// A file that is not there is no error. Where the strategy does not need etcd, what is wrong
+    /// with `etcd` is a warning, and all of it the default.
     ///
     /// # Errors
     ///
     /// A file that cannot be read, and every bad value that counts, all of them at once. Nothing
     /// should run then: what the operator meant is not known.
     pub fn load(
-        root: &Path,
+        root: &Root,
         program: Program,
         environment: impl Fn(&str) -> Option<String>,
         flags: Fragment,
     ) -> Result<Loaded, Problems> {
         let mut draft = Draft::default();
+        let local = Sources { root, program }.read(&environment, flags, &mut draft);
+        draft.settings_where(&local, |problem, strategy| {
+            strategy.is_none_or(Strategy::needs_etcd) || !problem.is_about_etcd()
+        })
+    }
+
+    /// The same for a server, which needs etcd whatever the machine's own strategy is.
+    ///
+    /// # Errors
+    ///
+    /// As [`Settings::load`], and bad values of `etcd`.
+    pub fn load_for_server(
+        root: &Root,
+        environment: impl Fn(&str) -> Option<String>,
+        flags: Fragment,
+    ) -> Result<Loaded, Problems> {
+        let mut draft = Draft::default();
+        let program = Program::Daemon;
         let local = Sources { root, program }.read(&environment, flags, &mut draft);
         draft.settings(&local)
     }
@@ -356,14 +403,14 @@ impl Settings {
     ///
     /// A file that cannot be read, and bad values of `group`, `store` and `etcd`.
     pub fn load_for_lock(
-        root: &Path,
+        root: &Root,
         environment: impl Fn(&str) -> Option<String>,
         flags: Fragment,
     ) -> Result<Loaded, Problems> {
         let mut draft = Draft::default();
         let program = Program::Ctl;
         let local = Sources { root, program }.read(&environment, flags, &mut draft);
-        draft.settings_where(&local, |problem| !problem.is_beside_the_lock())
+        draft.settings_where(&local, |problem, _| !problem.is_beside_the_lock())
     }
 
     /// When `machine` may reboot.

@@ -2,16 +2,15 @@
 //!
 //! The only part of the configuration that touches the disk. It judges no value.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read as _};
-use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use gptprio::machine::Root;
 use jiff::tz::TimeZone;
 
 use super::fragment::{Fragment, Origin, Value};
-use super::keys::KEYS;
+use super::keys::{self, KEYS};
 use super::validate::Draft;
 use super::{Problem, Program, Warning, cloud_config, env_file, own_file};
 
@@ -36,11 +35,12 @@ pub(super) const LOCAL_TIME: &str = "/etc/localtime";
 
 /// A configuration file is a few lines; more bytes than this are a mistake.
 pub(super) const MOST_BYTES: usize = 256 << 10;
+const LIMIT: u64 = 256 << 10;
 /// More files in [`OWN_FOLDER`] than this are a mistake.
 pub(super) const MOST_FILES: usize = 64;
 /// The files of a machine.
 pub(super) struct Sources<'a> {
-    pub(super) root: &'a Path,
+    pub(super) root: &'a Root,
     pub(super) program: Program,
 }
 
@@ -57,7 +57,7 @@ impl Sources<'_> {
             .given
             .cover(from_environment(self.program, environment));
         draft.given.cover(flags);
-        self.local_zone(environment, &mut draft.warnings)
+        self.local_zone(environment, draft)
     }
 
     fn read_files(&self, draft: &mut Draft) {
@@ -143,52 +143,34 @@ impl Sources<'_> {
         });
     }
 
-    fn path(&self, path: &str) -> PathBuf {
-        self.root.join(path.trim_start_matches('/'))
-    }
-
     /// The beginning of a file and whether that is all of it; `None` when there is no such file.
     /// Bytes that are no UTF-8 become U+FFFD.
     fn head(&self, path: &str) -> io::Result<Option<(String, bool)>> {
-        let Some(mut bytes) = self.bytes(path, MOST_BYTES + 1)? else {
-            return Ok(None);
-        };
-        let is_whole = bytes.len() <= MOST_BYTES;
-        bytes.truncate(MOST_BYTES);
-        Ok(Some((
-            String::from_utf8_lossy(&bytes).into_owned(),
-            is_whole,
-        )))
-    }
-
-    /// At most so many bytes of a file.
-    fn bytes(&self, path: &str, most: usize) -> io::Result<Option<Vec<u8>>> {
-        let opened = OpenOptions::new()
-            .read(true)
-            // A FIFO without a writer would otherwise block the open for ever.
-            .custom_flags(nix::fcntl::OFlag::O_NONBLOCK.bits())
-            .open(self.path(path));
-        let file = match opened {
-            Ok(file) => file,
-            Err(error) if is_absence(&error) => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        // A link to /dev/null is the usual way to mask a file.
-        let kind = file.metadata()?.file_type();
-        if !kind.is_file() && !kind.is_char_device() {
-            return Err(io::Error::other("not a regular file"));
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        match self.root.read(path, LIMIT) {
+            Ok(bytes) => Ok(bytes.map(|bytes| (text(&bytes), true))),
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+                let mut bytes = Vec::new();
+                let file = File::open(self.root.path(path)?)?;
+                file.take(LIMIT).read_to_end(&mut bytes)?;
+                Ok(Some((text(&bytes), false)))
+            }
+            Err(error) => Err(error),
         }
-        let mut bytes = Vec::new();
-        file.take(u64::try_from(most).unwrap_or(u64::MAX))
-            .read_to_end(&mut bytes)?;
-        Ok(Some(bytes))
     }
 
     /// Names of the `*.toml` files in a folder, sorted. Hidden ones are an editor's.
     fn names_in(&self, folder: &str) -> io::Result<Vec<String>> {
-        let entries = match fs::read_dir(self.path(folder)) {
+        let entries = match fs::read_dir(self.root.path(folder)?) {
             Ok(entries) => entries,
-            Err(error) if is_absence(&error) => return Ok(Vec::new()),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+            {
+                return Ok(Vec::new());
+            }
             Err(error) => return Err(error),
         };
         let mut names = Vec::new();
@@ -207,14 +189,16 @@ impl Sources<'_> {
     }
 
     /// The machine's time zone, as the original finds it: `TZ`, where the empty text is UTC, else
-    /// `/etc/localtime`, else UTC.
+    /// `/etc/localtime`, else UTC. A file that `TZ` names must be a time zone's, unless another
+    /// zone is set.
     fn local_zone(
         &self,
         environment: &impl Fn(&str) -> Option<String>,
-        warnings: &mut Vec<Warning>,
+        draft: &mut Draft,
     ) -> TimeZone {
+        let origin = Origin::Variable("TZ".to_owned());
         let mut in_doubt = |origin, text: String| {
-            warnings.push(Warning {
+            draft.warnings.push(Warning {
                 origin,
                 text: format!("{text}, so local time is UTC"),
             });
@@ -222,39 +206,51 @@ impl Sources<'_> {
         };
         if let Some(name) = environment("TZ") {
             let name = name.strip_prefix(':').unwrap_or(&name);
-            return match name {
-                "" => TimeZone::UTC,
-                _ => TimeZone::get(name).unwrap_or_else(|_| {
-                    let text = format!("there is no time zone '{name}'");
-                    in_doubt(Origin::Variable("TZ".to_owned()), text)
-                }),
+            if !name.starts_with('/') {
+                return match name {
+                    "" => TimeZone::UTC,
+                    _ => TimeZone::get(name).unwrap_or_else(|_| {
+                        in_doubt(origin, format!("there is no time zone '{name}'"))
+                    }),
+                };
+            }
+            let problem = match self.zone_in(name) {
+                Ok(Some(zone)) => return zone,
+                Ok(None) => format!("there is no file {name}"),
+                Err(error) => format!("cannot use {name}: {error}"),
             };
+            if draft.given.get(&keys::TIME_ZONE).is_none() {
+                draft.problems.push(Problem::Value {
+                    origin,
+                    key: keys::TIME_ZONE.name,
+                    reason: problem,
+                });
+            }
+            return TimeZone::UTC;
         }
-        // The link is read first: it names the zone, and below another root its target is not there.
-        let named = fs::read_link(self.path(LOCAL_TIME))
-            .ok()
-            .and_then(|target| {
-                let target = target.to_string_lossy().into_owned();
-                TimeZone::get(target.split_once("zoneinfo/")?.1).ok()
-            });
-        if let Some(zone) = named {
-            return zone;
-        }
-        match self.bytes(LOCAL_TIME, MOST_BYTES) {
-            Ok(None) => TimeZone::UTC,
-            Ok(Some(bytes)) => TimeZone::tzif("Local", &bytes).unwrap_or_else(|error| {
-                in_doubt(Origin::File(LOCAL_TIME.into(), 1), error.to_string())
-            }),
+        match self.zone_in(LOCAL_TIME) {
+            Ok(zone) => zone.unwrap_or(TimeZone::UTC),
             Err(error) => in_doubt(Origin::File(LOCAL_TIME.into(), 1), error.to_string()),
         }
     }
-}
 
-fn is_absence(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-    )
+    /// The time zone of a file such as `/etc/localtime`; `None` when there is none.
+    fn zone_in(&self, path: &str) -> io::Result<Option<TimeZone>> {
+        // A link is read first: it names the zone, and below another root its target may not be
+        // there.
+        let (folder, name) = path.rsplit_once('/').unwrap_or_default();
+        let folder = self.root.path(format!("{folder}/"))?;
+        let named = fs::read_link(folder.join(name)).ok().and_then(|target| {
+            let target = target.to_string_lossy().into_owned();
+            TimeZone::get(target.split_once("zoneinfo/")?.1).ok()
+        });
+        if named.is_some() {
+            return Ok(named);
+        }
+        let bytes = self.root.read(path, LIMIT)?;
+        let zone = bytes.map(|bytes| TimeZone::tzif("Local", &bytes));
+        zone.transpose().map_err(io::Error::other)
+    }
 }
 
 fn too_long() -> io::Error {

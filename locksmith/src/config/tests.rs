@@ -24,6 +24,10 @@ fn machine(files: &[(&str, &str)]) -> tempfile::TempDir {
     root
 }
 
+fn at(folder: &tempfile::TempDir) -> Root {
+    Root::at(folder.path()).unwrap()
+}
+
 fn load_with(
     files: &[(&str, &str)],
     program: Program,
@@ -37,7 +41,7 @@ fn load_with(
         assert!(fragment.flag(name, value), "{name}");
     }
     let variable = |name: &str| environment.get(name).map(|&value| value.to_owned());
-    Settings::load(root.path(), program, variable, fragment)
+    Settings::load(&at(&root), program, variable, fragment)
 }
 
 fn load(files: &[(&str, &str)]) -> Result<Loaded, Problems> {
@@ -356,10 +360,6 @@ fn values_that_do_not_go_together_are_refused() {
             "2: etcd.keyfile needs etcd.certfile",
         ),
         (
-            "etcd.cafile = '/ca'",
-            "1: etcd.cafile needs endpoints with https, not http://127.0.0.1:2379",
-        ),
-        (
             "\netcd.endpoints = 'https://a,http://b'",
             "2: http and https must not be mixed, as in http://b and https://a",
         ),
@@ -376,7 +376,8 @@ fn values_that_do_not_go_together_are_refused() {
             "4: bad value of window: unable to parse start: invalid time of day \"25:00\": hour must be >= 0 and <= 23",
         ),
     ] {
-        let problems = own(text).unwrap_err();
+        let files = [(SHIPPED, "REBOOT_STRATEGY=etcd-lock"), (OWN_FILE, text)];
+        let problems = load(&files).unwrap_err();
         assert_eq!(lines(&problems), [format!("{OWN_FILE}:{expected}")]);
     }
     for (start, length, expected) in [
@@ -442,6 +443,61 @@ fn user_data_that_is_no_cloud_config_does_not_count_whatever_its_size() {
 }
 
 #[test]
+fn what_is_wrong_with_etcd_stops_nobody_who_does_not_need_it() {
+    let bad = "etcd.endpoints = ['http://a', 'b c']\netcd.api = 'v4'\netcd.cafile = '/ca'\n";
+    for strategy in Strategy::ALL {
+        let conf = format!("REBOOT_STRATEGY={}", strategy.word());
+        let url = "\nfleetlock.base_url = 'http://f'\n";
+        let text = format!("{bad}{url}");
+        let files = [(FLATCAR, conf.as_str()), (OWN_FILE, &text)];
+        match load(&files) {
+            Ok(loaded) => {
+                assert!(!strategy.needs_etcd(), "{strategy}");
+                assert_eq!(loaded.settings.etcd, Settings::default().etcd);
+                let warnings = loaded.warnings.iter().map(ToString::to_string);
+                assert_eq!(warnings.filter(|text| text.contains("etcd.")).count(), 3);
+            }
+            Err(problems) => {
+                assert!(strategy.needs_etcd(), "{strategy}");
+                assert_eq!(problems.problems.len(), 2);
+            }
+        }
+        let root = machine(&files);
+        let server = Settings::load_for_server(&at(&root), |_| None, Fragment::default());
+        server.unwrap_err();
+    }
+}
+
+#[test]
+fn files_for_tls_do_nothing_in_the_clear() {
+    let loaded = load(&[
+        (FLATCAR, "REBOOT_STRATEGY=etcd-lock"),
+        (OWN_FILE, "etcd.cafile = '/ca'\netcd.certfile = '/c'"),
+    ])
+    .unwrap();
+    let warnings: Vec<_> = loaded.warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        warnings,
+        [format!(
+            "{OWN_FILE}:1: etcd.cafile does nothing: http://127.0.0.1:2379 is in the clear, \
+             TLS needs endpoints with https"
+        )]
+    );
+}
+
+#[test]
+fn the_strategy_is_known_though_something_else_is_wrong() {
+    for (text, strategy) in [
+        ("strategy = 'off'\nqueue_rank = -1", Some(Strategy::Off)),
+        ("strategy = 'fleetlock'", Some(Strategy::Fleetlock)),
+        ("strategy = 'of'", None),
+        ("strategy = 'off'\nx = y", None),
+    ] {
+        assert_eq!(own(text).unwrap_err().strategy, strategy, "{text}");
+    }
+}
+
+#[test]
 fn a_file_that_cannot_be_read_is_a_problem_and_never_hangs() {
     for path in [
         SHIPPED,
@@ -455,7 +511,7 @@ fn a_file_that_cannot_be_read_is_a_problem_and_never_hangs() {
         let place = root.path().join(path.trim_start_matches('/'));
         fs::create_dir_all(place.parent().unwrap()).unwrap();
         nix::unistd::mkfifo(&place, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        let load = || Settings::load(root.path(), Program::Daemon, |_| None, Fragment::default());
+        let load = || Settings::load(&at(&root), Program::Daemon, |_| None, Fragment::default());
         let expected = format!("cannot read {path}: not a regular file");
         assert_eq!(lines(&load().unwrap_err()), [expected]);
         fs::remove_file(&place).unwrap();
@@ -498,6 +554,16 @@ fn windows_are_in_the_machines_own_time_unless_a_zone_is_named() {
         (
             None,
             Some(&berlin),
+            Some(":/etc/localtime"),
+            window,
+            "08:00",
+        ),
+        (None, Some(&berlin), Some("/etc/localtime"), window, "08:00"),
+        (Some(linked), None, Some(":/etc/localtime"), window, "14:00"),
+        (None, None, Some("/no/such"), named.as_str(), "03:30"),
+        (
+            None,
+            Some(&berlin),
             Some("Asia/Tokyo"),
             named.as_str(),
             "03:30",
@@ -517,7 +583,7 @@ fn windows_are_in_the_machines_own_time_unless_a_zone_is_named() {
                 .flatten()
         };
         let loaded = Settings::load(
-            root.path(),
+            &at(&root),
             Program::Daemon,
             environment,
             Fragment::default(),
@@ -674,6 +740,33 @@ fn the_examples_of_the_documentation_say_something_valid() {
     assert_eq!(examples("yaml").len(), 2);
 }
 
+#[test]
+fn a_file_that_is_no_time_zone_is_an_error() {
+    for (name, expected) in [
+        ("/no/such", "there is no file /no/such"),
+        (
+            ":/etc/flatcar/update.conf",
+            "cannot use /etc/flatcar/update.conf: ",
+        ),
+    ] {
+        let files = [(FLATCAR, "REBOOT_STRATEGY=reboot")];
+        let told = load_with(&files, Program::Daemon, &[("TZ", name)], &[]);
+        let told = told.unwrap_err().to_string();
+        let expected = format!("$TZ: bad value of time_zone: {expected}");
+        assert!(told.starts_with(&expected), "{told}");
+    }
+}
+
+#[test]
+fn links_of_the_machine_lead_to_its_own_files() {
+    let root = machine(&[("/etc/real.conf", "REBOOT_STRATEGY=off")]);
+    fs::create_dir_all(root.path().join("etc/flatcar")).unwrap();
+    let link = root.path().join(FLATCAR.trim_start_matches('/'));
+    std::os::unix::fs::symlink("/etc/real.conf", link).unwrap();
+    let loaded = Settings::load(&at(&root), Program::Daemon, |_| None, Fragment::default());
+    assert_eq!(loaded.unwrap().settings.strategy, Strategy::Off);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -689,9 +782,9 @@ proptest! {
         fs::write(&place, [head.as_bytes(), bytes.as_slice()].concat()).unwrap();
         let text = String::from_utf8_lossy(&bytes).into_owned();
         let environment = |name: &str| (name != "TZ" && path == LOCAL_TIME).then(|| text.clone());
-        match Settings::load(root.path(), Program::Daemon, environment, Fragment::default()) {
+        match Settings::load(&at(&root), Program::Daemon, environment, Fragment::default()) {
             Ok(loaded) => prop_assert!(loaded.show().lines().count() >= KEYS.len() - 2),
-            Err(problems) => prop_assert!(!problems.0.is_empty()),
+            Err(problems) => prop_assert!(!problems.problems.is_empty()),
         }
     }
 }

@@ -32,18 +32,19 @@ pub(super) struct Draft {
 impl Draft {
     /// Parses every value; `local` is the machine's time zone.
     pub(super) fn settings(self, local: &TimeZone) -> Result<Loaded, Problems> {
-        self.settings_where(local, |_| true)
+        self.settings_where(local, |_, _| true)
     }
 
-    /// The same, but problems that do not count are warnings.
+    /// The same, but problems that do not count are warnings. Whether one does may depend on the
+    /// strategy, where it is known.
     pub(super) fn settings_where(
         mut self,
         local: &TimeZone,
-        counts: impl Fn(&Problem) -> bool,
+        counts: impl Fn(&Problem, Option<Strategy>) -> bool,
     ) -> Result<Loaded, Problems> {
         use values::{integer, optional, parsed, path, span, url};
         let random_offset = self.value(&keys::RANDOM_OFFSET, |text| span(text, 0..=WEEK - HOUR));
-        let settings = Settings {
+        let mut settings = Settings {
             strategy: self.value(&keys::STRATEGY, parsed),
             group: self.value(&keys::GROUP, parsed),
             store: self.value(&keys::STORE, values::store),
@@ -77,21 +78,29 @@ impl Draft {
             );
             self.disagree(&keys::STRATEGY, reason);
         }
+        let hidden = |problem: &Problem| {
+            let key = problem.key();
+            key.is_none() || (key == Some(keys::STRATEGY.name) && problem.is_bad_value())
+        };
+        let strategy = (!self.problems.iter().any(hidden)).then_some(settings.strategy);
         let (problems, passed_over): (Vec<_>, Vec<_>) = self
             .problems
             .into_iter()
-            .partition(|problem| counts(problem));
-        if problems.is_empty() {
-            self.warnings
-                .extend(passed_over.iter().filter_map(Problem::warning));
-            Ok(Loaded {
-                settings,
-                warnings: self.warnings,
-                given: self.given,
-            })
-        } else {
-            Err(Problems(problems))
+            .partition(|problem| counts(problem, strategy));
+        if !problems.is_empty() {
+            return Err(Problems { problems, strategy });
         }
+        if passed_over.iter().any(Problem::is_about_etcd) {
+            // Half of what was meant is none of it.
+            settings.etcd = Self::default().etcd();
+        }
+        self.warnings
+            .extend(passed_over.iter().filter_map(Problem::warning));
+        Ok(Loaded {
+            settings,
+            warnings: self.warnings,
+            given: self.given,
+        })
     }
 
     fn etcd(&mut self) -> Etcd {
@@ -119,15 +128,10 @@ impl Draft {
         }
     }
 
-    /// One client speaks to all endpoints, so they are all in the clear or none is; and files for
-    /// TLS would be of no use in the clear.
+    /// One client speaks to all endpoints, so they are all in the clear or none is. Files for TLS
+    /// are of no use in the clear, as with the original.
     fn check_tls(&mut self, endpoints: &[String]) {
         let pair = [&keys::ETCD_CERTFILE, &keys::ETCD_KEYFILE];
-        for (one, other) in [(pair[0], pair[1]), (pair[1], pair[0])] {
-            if self.is_given(one) && !self.is_given(other) {
-                self.disagree(one, format!("{} needs {}", one.name, other.name));
-            }
-        }
         let clear = endpoints.iter().find(|url| url.starts_with("http:"));
         let secret = endpoints.iter().find(|url| url.starts_with("https:"));
         if let (Some(clear), Some(secret)) = (clear, secret) {
@@ -136,8 +140,19 @@ impl Draft {
         } else if let Some(clear) = clear {
             let files = [&keys::ETCD_CAFILE, pair[0], pair[1]];
             if let Some(key) = files.into_iter().find(|key| self.is_given(key)) {
-                let reason = format!("{} needs endpoints with https, not {clear}", key.name);
-                self.disagree(key, reason);
+                self.warnings.push(Warning {
+                    origin: self.origin(key),
+                    text: format!(
+                        "{} does nothing: {clear} is in the clear, TLS needs endpoints with https",
+                        key.name
+                    ),
+                });
+            }
+            return;
+        }
+        for (one, other) in [(pair[0], pair[1]), (pair[1], pair[0])] {
+            if self.is_given(one) && !self.is_given(other) {
+                self.disagree(one, format!("{} needs {}", one.name, other.name));
             }
         }
     }

@@ -64,6 +64,11 @@ pub struct Agent {
     not_before: Duration,
     /// A watched key changed and the group has not been read since.
     keys_changed: bool,
+    /// A place without a record may be one that an agent has taken, and not an
+    /// operator's.
+    may_hold: bool,
+    /// For when users have been told to expect the reboot.
+    announced: Option<Duration>,
     /// The process is about to end.
     stopping: bool,
     /// The last reason that was told, so that it is not told again and again.
@@ -184,6 +189,8 @@ impl Agent {
             reboot_pace: Pace::REBOOT,
             not_before: Duration::ZERO,
             keys_changed: false,
+            may_hold: true,
+            announced: None,
             stopping: false,
             said: String::new(),
         }
@@ -324,12 +331,13 @@ impl Agent {
                         out,
                     );
                 }
-                self.stage = Stage::Warned {
-                    until: moment.monotonic + wait,
-                };
+                let until = moment.monotonic + wait;
+                self.announced = Some(until);
+                self.stage = Stage::Warned { until };
                 self.go_on(moment, out);
             }
             Event::Drained(Ok(())) => {
+                out.push(Action::KeepAlive(None));
                 if let Stage::Drain { token } = self.stage {
                     self.stage = Stage::Fence(Fence::new(token));
                 }
@@ -419,6 +427,13 @@ impl Agent {
             }
             Stage::Queue(_) => self.queue(moment, out),
             Stage::Drain { .. } => {
+                let warning = self.options.warning;
+                let late = |at| moment.monotonic.saturating_sub(at) > warning;
+                if !warning.is_zero() && self.announced.is_some_and(late) {
+                    // After hours in the queue nobody expects it any more.
+                    self.announced = Some(moment.monotonic);
+                    out.push(Action::TellUsers);
+                }
                 let to = self.target();
                 self.ask(Pending::Drain, Action::Drain { to }, out);
             }
@@ -730,6 +745,7 @@ impl Agent {
                     self.lease_deadline(out);
                 } else {
                     queue.ticket = ticket;
+                    self.may_hold = true;
                     self.ask(Pending::Commit, Action::Commit(transaction), out);
                 }
             }
@@ -813,22 +829,33 @@ impl Agent {
         self.ask(Pending::Updater, Action::ReadUpdater, out);
     }
 
+    /// A place was wanted, or was to go back, and the answer was no.
     fn refused(&mut self, reason: &str, moment: Moment, out: &mut Vec<Action>) {
         let wait = self.refused_pace.next(moment.roll);
+        let what = match self.stage {
+            Stage::Release { .. } => "Unlocking old locks failed",
+            _ => "Failed to acquire lock",
+        };
         self.say(
             Tone::Info,
-            format!(
-                "Failed to acquire lock: {reason}. Retrying in {}.",
-                go(wait)
-            ),
+            format!("{what}: {reason}. Retrying in {}.", go(wait)),
             out,
         );
         out.push(Action::Wake(wait));
     }
 
     fn enter_drain(&mut self, place: &Place, moment: Moment, out: &mut Vec<Action>) {
+        let deadline = match &self.stage {
+            Stage::Queue(queue) => queue.deadline,
+            _ => None,
+        };
         self.let_go_of_leases(out);
+        // Each program has its own limit; the deadline is for an agent that is gone.
+        if let Some((lease, _)) = deadline {
+            out.push(Action::KeepAlive(Some(lease)));
+        }
         self.refused_pace.reset();
+        self.may_hold = true;
         out.push(Action::Remember(true));
         self.say(Tone::Info, "took a place".to_owned(), out);
         self.stage = Stage::Drain {
@@ -877,7 +904,8 @@ impl Agent {
     // The last look.
 
     fn fence(&mut self, moment: Moment, out: &mut Vec<Action>) {
-        let lease_ttl = self.options.deadline;
+        // Healthy by the deadline is early enough, and then it must last.
+        let lease_ttl = self.options.deadline.saturating_add(self.options.soak);
         let Stage::Fence(fence) = &mut self.stage else {
             return;
         };
@@ -969,6 +997,9 @@ impl Agent {
     }
 
     fn leave(&mut self, token: Option<i64>, how: How, moment: Moment, out: &mut Vec<Action>) {
+        if let Stage::Drain { .. } = self.stage {
+            out.push(Action::KeepAlive(None));
+        }
         self.let_go_of_leases(out);
         let nothing = token.is_none() && self.options.lock == Lock::None && !self.options.recover;
         if nothing {
@@ -1008,10 +1039,8 @@ impl Agent {
         };
         let transaction = match token {
             Some(token) => places::release(snapshot, id, token, word, moment.wall),
-            // A place without a record.
-            None if !snapshot.holders.contains_key(id) => {
-                places::unlock(snapshot, id, word, moment.wall)
-            }
+            // A place without a record, or with one that says nothing.
+            None if !snapshot.is_explained(id) => places::unlock(snapshot, id, word, moment.wall),
             None => None,
         };
         match transaction {
@@ -1031,8 +1060,7 @@ impl Agent {
                 out,
             );
         }
-        out.push(Action::Remember(false));
-        self.options.recover = false;
+        self.forget_place(out);
         self.rest(moment, out);
     }
 
@@ -1062,8 +1090,14 @@ impl Agent {
             token: record.created,
             holder,
         });
+        // Where nothing but the document tells who has a place, a lock by hand looks
+        // like an agent's.
+        let by_hand = match &place {
+            Some(place) => place.holder.kind != Kind::Reboot,
+            None => snapshot.document_only && !self.may_hold,
+        };
         match place {
-            Some(place) if held && place.holder.kind != Kind::Reboot => {
+            _ if held && by_hand => {
                 self.say(
                     Tone::Info,
                     "an operator holds the lock for this machine".to_owned(),
@@ -1159,10 +1193,15 @@ impl Agent {
     }
 
     fn nothing_held(&mut self, snapshot: &Snapshot, moment: Moment, out: &mut Vec<Action>) {
-        out.push(Action::Remember(false));
-        self.options.recover = false;
+        self.forget_place(out);
         self.watch_own(snapshot, out);
         self.listen(moment, out);
+    }
+
+    fn forget_place(&mut self, out: &mut Vec<Action>) {
+        self.may_hold = false;
+        self.options.recover = false;
+        out.push(Action::Remember(false));
     }
 
     /// A request of an earlier process may arrive late, and an operator may lock.

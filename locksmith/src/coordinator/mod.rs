@@ -82,8 +82,8 @@ pub struct Options {
     pub warning: Duration,
     /// For how long a new system must be healthy without a break.
     pub soak: Duration,
-    /// Time for a reboot and everything around it; then the machine is overdue,
-    /// or failed.
+    /// From asking for the reboot until the new system is healthy; the soak comes on
+    /// top. Then the machine is overdue, or failed.
     pub deadline: Duration,
 }
 
@@ -190,6 +190,8 @@ pub enum Action {
     /// See whether something on this machine forbids a reboot; if not, tell those
     /// who are logged in that it reboots after this time. Zero: tell nobody.
     WarnUsers(Duration),
+    /// Tell those who are logged in that the reboot begins now; nobody waits.
+    TellUsers,
     /// Run the programs before a reboot.
     Drain {
         /// Version that is to run.

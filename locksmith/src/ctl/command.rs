@@ -97,7 +97,7 @@ pub(super) const GLOBAL_FLAGS: &[Flag] = &[
     text(
         "api",
         "auto",
-        "etcd API: v3, v2, or auto for v3 where there is one",
+        "etcd API: v3, v2, or auto for v3 unless the fleet locks on v2",
     ),
     text("bus", "", "Message bus in place of the system's"),
     switch("debug", "Print out debug information to stderr."),

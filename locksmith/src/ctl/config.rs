@@ -42,7 +42,7 @@ fn check(invocation: &Invocation<'_>) -> Result<(), CtlError> {
         }
         Err(CtlError::Settings(problems)) => {
             print(&problems)?;
-            let count = problems.0.len();
+            let count = problems.problems.len();
             Err(CtlError::Findings(format!(
                 "{count} mistake{}; locksmithd does not start with this configuration.",
                 if count == 1 { "" } else { "s" }
@@ -93,7 +93,7 @@ pub(super) fn window_report(globals: &Globals, settings: &Settings) -> WindowRep
 }
 
 fn window_now(globals: &Globals, settings: &Settings) -> State {
-    let schedule = match MachineId::read(&globals.root.join("etc/machine-id")) {
+    let schedule = match MachineId::read(&globals.root) {
         Ok(id) => settings.schedule_of(&id),
         // Its own delay into the window is not known.
         Err(_) => settings.schedule.clone(),

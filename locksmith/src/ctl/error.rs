@@ -154,7 +154,7 @@ impl CtlError {
 
 /// Whether a flag of this very command line is wrong.
 fn by_flag(problems: &Problems) -> bool {
-    problems.0.iter().any(|problem| {
+    problems.problems.iter().any(|problem| {
         let (Problem::Value { origin, .. } | Problem::Statement { origin, .. }) = problem else {
             return false;
         };

@@ -1,7 +1,7 @@
 //! The global flags as types: what was on the command line, in the environment
 //! and in the machine's files.
 
-use std::path::PathBuf;
+use gptprio::machine::Root;
 
 use super::arguments::{Values, boolean};
 use super::command::GLOBAL_FLAGS;
@@ -16,7 +16,7 @@ const PREFIX: &str = "LOCKSMITHCTL";
 #[derive(Debug)]
 pub(super) struct Globals {
     /// Folder that the files of the machine are in.
-    pub(super) root: PathBuf,
+    pub(super) root: Root,
     /// Message bus in place of the system's.
     pub(super) bus: Option<String>,
     /// Say more on stderr.
@@ -46,7 +46,8 @@ impl Globals {
         };
         let given = |name| values.text(name).filter(|text| !text.is_empty());
         Ok(Self {
-            root: given("root").unwrap_or("/").into(),
+            root: Root::at(given("root").unwrap_or("/"))
+                .map_err(|error| CtlError::Usage(format!("cannot use -root: {error}")))?,
             bus: given("bus").map(str::to_owned),
             debug: values.is_on("debug"),
             json: values.is_on("json"),

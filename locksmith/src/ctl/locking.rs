@@ -98,6 +98,10 @@ async fn give_back(store: &dyn SemaphoreStore, id: &MachineId, lost: bool) -> Re
     };
     let tried = Cell::new(None);
     settle(store, &look, UNLOCKING, |snapshot, past| {
+        // Nowhere but in records could it count as failed.
+        if lost && snapshot.document_only {
+            return Err(CtlError::DocumentOnly);
+        }
         let token = snapshot.holders.get(id).map(|record| record.created);
         let same = tried.get().is_none_or(|before| before == token);
         if !snapshot.places().holds(id) || !same {
@@ -144,8 +148,7 @@ fn named_machine(invocation: &Invocation<'_>) -> Result<MachineId, CtlError> {
 }
 
 pub(super) fn own_id(invocation: &Invocation<'_>) -> Result<MachineId, CtlError> {
-    let path = invocation.globals.root.join("etc/machine-id");
-    Ok(MachineId::read(&path)?)
+    Ok(MachineId::read(&invocation.globals.root)?)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! 1  v3: pause                nobody gets a place on v3 before v2 is empty
-//! 2  v3: max := max of v2     unless v3 is in use already
+//! 2  v3: max := max of v2     unless somebody has set another one there
 //! 3  v2: max := 0             nobody gets a place on v2 any more
 //! 4  v2: wait for holders     they leave by themselves
 //! 5  v3: end the pause        if it is the one of step 1
@@ -26,6 +26,9 @@ const MIGRATING: &str = "migrating";
 /// Whose pause it is; another one is left alone.
 const BY: &str = "locksmithctl migrate";
 
+/// The maximum of a group for which nobody has set one.
+const UNSET: i64 = 1;
+
 /// How often the old holders are looked at.
 const POLL: Duration = Duration::from_secs(5);
 
@@ -39,13 +42,13 @@ pub(super) async fn migrate(invocation: &Invocation<'_>) -> Result<(), CtlError>
     let old = settings.open_etcd(EtcdApi::V2).map_err(CtlError::contact)?;
     let new = settings.open_etcd(EtcdApi::V3).map_err(CtlError::contact)?;
     let mut places = look(&old).await?;
-    if places.max != 0 {
+    if places.gives_places() {
         close_new(&new).await?;
         copy_max(&new, places.max).await?;
         close_old(&old).await?;
+        let max = look(&new).await?.max;
         say(format_args!(
-            "The lock on v2 is closed; the one on v3 has a maximum of {}.",
-            places.max
+            "The lock on v2 is closed; the one on v3 has a maximum of {max}."
         ));
         places = look(&old).await?;
     } else if !places.holders.is_empty() {
@@ -66,6 +69,8 @@ pub(super) async fn migrate(invocation: &Invocation<'_>) -> Result<(), CtlError>
         tokio::time::sleep(POLL).await;
         places = look(&old).await?;
     }
+    // Agents stay on v2 before there is a document on v3.
+    copy_max(&new, UNSET).await?;
     open_new(&new).await?;
     let max = look(&new).await?.max;
     say(format_args!(
@@ -96,8 +101,11 @@ async fn close_new(store: &dyn SemaphoreStore) -> Result<(), CtlError> {
 
 async fn copy_max(store: &dyn SemaphoreStore, max: i64) -> Result<(), CtlError> {
     settle(store, &Look::default(), MIGRATING, |snapshot, _| {
-        // A maximum that somebody has set there is meant.
-        if snapshot.document.value.is_some() {
+        // A maximum that somebody has set there is meant. A document alone says
+        // nothing: the first lock makes one.
+        let percent = show::policy(snapshot).max_percent;
+        let meant = percent.is_some() || snapshot.places().max != UNSET;
+        if snapshot.document.value.is_some() && (meant || max == UNSET) {
             return Ok(Step::Done(()));
         }
         let (_, _, transaction) = steering::set_max(snapshot, Max::Count(max), now());
@@ -108,8 +116,14 @@ async fn copy_max(store: &dyn SemaphoreStore, max: i64) -> Result<(), CtlError> 
 
 async fn close_old(store: &dyn SemaphoreStore) -> Result<(), CtlError> {
     settle(store, &Look::default(), MIGRATING, |snapshot, _| {
-        let (_, _, transaction) = steering::set_max(snapshot, Max::Count(0), now());
-        Ok(Step::Commit(transaction, ()))
+        if !snapshot.places().gives_places() {
+            return Ok(Step::Done(()));
+        }
+        // The original looks at the counter alone, and a hand may have set it.
+        Ok(match steering::check(snapshot) {
+            (_, Some(heal)) => Step::Then(heal),
+            (_, None) => Step::Then(steering::set_max(snapshot, Max::Count(0), now()).2),
+        })
     })
     .await
 }

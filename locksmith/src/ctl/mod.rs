@@ -77,6 +77,7 @@ fn start(name: &str, arguments: &[String]) -> Result<ExitCode, CtlError> {
     let mut values = Values::default();
     let words = match values.read(&[GLOBAL_FLAGS], Order::FlagsFirst, arguments) {
         Ok(words) => words,
+        Err(mistake) if name == DAEMON => return Ok(explain_daemon(&mistake)),
         Err(mistake) => return Ok(explain_globals(&mistake)),
     };
     let version = format_args!("{name} version {VERSION}");
@@ -130,7 +131,19 @@ fn start_daemon(mut values: Values, words: &[String]) -> Result<ExitCode, CtlErr
                 Err(mistake) => return Ok(explain_serve(&mistake)),
             }
         }
-        _ => false,
+        Some((word, _)) if word.starts_with("serve") || word.starts_with("fleet") => {
+            return Err(CtlError::Usage(format!(
+                "unknown word {word:?}; to serve FleetLock: {DAEMON} {}",
+                command::SERVE_FLEETLOCK
+            )));
+        }
+        Some((word, _)) => {
+            say(format_args!(
+                "{DAEMON} ignores {word:?} and what follows; -help tells what it knows"
+            ));
+            false
+        }
+        None => false,
     };
     let arguments = daemon::Arguments {
         root: values.text("root").map(PathBuf::from),
@@ -169,6 +182,20 @@ fn start_daemon(mut values: Values, words: &[String]) -> Result<ExitCode, CtlErr
     ))
 }
 
+/// Help for the daemon, or what is wrong with its flags.
+fn explain_daemon(mistake: &Mistake) -> ExitCode {
+    let serve = command::SERVE_FLEETLOCK;
+    explain(
+        mistake,
+        &format!(
+            "Usage of {DAEMON}:\n{}\
+             To give places to machines that speak FleetLock: {DAEMON} {serve}\n\
+             Run '{DAEMON} {serve} -help' for its flags.",
+            arguments::dump(GLOBAL_FLAGS)
+        ),
+    )
+}
+
 /// Help for the server, or what is wrong with its flags.
 fn explain_serve(mistake: &Mistake) -> ExitCode {
     let own = arguments::dump(command::SERVE_FLAGS);
@@ -178,12 +205,7 @@ fn explain_serve(mistake: &Mistake) -> ExitCode {
         command::SERVE_FLEETLOCK,
         global.trim_end()
     );
-    if *mistake == Mistake::HelpWanted {
-        say(usage);
-        return ExitCode::SUCCESS;
-    }
-    say(format_args!("{mistake}\n{usage}"));
-    MISTAKEN.into()
+    explain(mistake, &usage)
 }
 
 /// Runs a command that does more than print what is known anyway.
@@ -247,6 +269,10 @@ fn help(word: Option<&str>) -> Result<ExitCode, CtlError> {
 fn explain_globals(mistake: &Mistake) -> ExitCode {
     let dump = arguments::dump(GLOBAL_FLAGS);
     let usage = format!("Usage of {PROGRAM}:\n{}", dump.trim_end());
+    explain(mistake, &usage)
+}
+
+fn explain(mistake: &Mistake, usage: &str) -> ExitCode {
     if *mistake == Mistake::HelpWanted {
         say(usage);
         return ExitCode::SUCCESS;

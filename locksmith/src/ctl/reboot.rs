@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use gptprio::machine::Root;
+use gptprio::USR_TYPE;
 use nix::unistd::Uid;
 
 use super::error::CtlError;
@@ -14,17 +14,15 @@ use super::locking::{self, own_id, take};
 use super::settle::{Step, first_look, settle};
 use super::{Invocation, now, say};
 use crate::boot_facts;
-use crate::bus::{Bus, BusError, Inhibition, Login};
+use crate::bus::{Bus, BusError, Login};
 use crate::daemon;
+use crate::reboot::Rebooter;
 use crate::semaphore::places::{self, Fenced, Refusal, Request};
-use crate::semaphore::{Holder, Kind, LeaseId, Look, Mode, Phase, Revision};
+use crate::semaphore::{Holder, Key, Kind, LeaseId, Look, Mode, Phase, Record, Revision, Write};
 use crate::store::SemaphoreStore;
 use crate::words::words;
 
 const REBOOTING: &str = "rebooting";
-
-/// After this time without a word from the machine it is overdue.
-const DEADLINE: Duration = Duration::from_secs(30 * 60);
 
 /// What logind tells those who are logged in.
 const WALL: &str = "locksmithctl reboot";
@@ -34,8 +32,14 @@ pub(super) async fn reboot(invocation: &Invocation<'_>) -> Result<(), CtlError> 
     if !Uid::effective().is_root() {
         return Err(CtlError::NotRoot);
     }
-    let store = invocation.globals.store()?;
-    let store = &store;
+    let settings = invocation.globals.settings()?;
+    let store = &settings.open_store().map_err(CtlError::contact)?;
+    let mode = Mode::from(settings.reboot_method);
+    // As for the agent: after this time without a word the machine is overdue.
+    let deadline = settings
+        .health
+        .deadline
+        .saturating_add(settings.health.soak);
     let snapshot = first_look(store, &Look::default(), REBOOTING).await?;
     let login = Login::new(&Bus::new(invocation.globals.bus.as_deref()));
     is_there(&login).await?;
@@ -43,14 +47,8 @@ pub(super) async fn reboot(invocation: &Invocation<'_>) -> Result<(), CtlError> 
     if !snapshot.document_only {
         // By it the agent tells whether the machine has rebooted.
         request.holder.boot_id = boot_id(invocation)?;
-        request.deadline_lease =
-            store
-                .grant_lease(DEADLINE)
-                .await
-                .map_err(|source| CtlError::Store {
-                    doing: REBOOTING,
-                    source,
-                })?;
+        request.holder.mode = mode;
+        request.deadline_lease = lease(store, deadline).await?;
     }
     let place = match take(store, &request).await {
         Ok(token) => Place::Taken(token),
@@ -68,17 +66,20 @@ pub(super) async fn reboot(invocation: &Invocation<'_>) -> Result<(), CtlError> 
             }
             Place::Unexplained => check_halt(store).await?,
         }
-        login
-            .reboot(Mode::Firmware, Inhibition::Respect, WALL)
+        rebooter(invocation, login)
+            .reboot(mode, settings.inhibitors.into(), WALL)
             .await
             .map_err(|refused| CtlError::Reboot(words(&refused)))
     };
-    let Err(failed) = begun.await else {
-        return Ok(());
+    let failed = match begun.await {
+        // What it has prepared the daemon undoes at its next start, if the shutdown
+        // comes to nothing.
+        Ok(_begun) => return Ok(()),
+        Err(failed) => failed,
     };
     let undone = match &place {
         Place::Taken(token) => give_back(store, &request, *token).await,
-        Place::Had(token, before) => restore(store, &request, *token, before).await,
+        Place::Had(token, before) => restore(store, &request, *token, before, deadline).await,
         Place::Unexplained => Ok(()),
     };
     if let Err(error) = undone {
@@ -112,17 +113,28 @@ async fn found(store: &dyn SemaphoreStore, request: &Request) -> Result<Place, C
     )
 }
 
-/// Puts the record back as it was.
+/// Puts the record back as it was. An agent's place gets a new deadline: its own one
+/// has come under this command's lease, and would end with it.
 async fn restore(
     store: &dyn SemaphoreStore,
     request: &Request,
     token: Revision,
     before: &Holder,
+    deadline: Duration,
 ) -> Result<(), CtlError> {
+    let fresh = match before.kind {
+        Kind::Manual => None,
+        Kind::Reboot | Kind::Fleetlock => Some(lease(store, deadline).await?),
+    };
     settle(store, &Look::default(), REBOOTING, |snapshot, _| {
         let back = |holder: &mut Holder| holder.clone_from(before);
         Ok(match places::advance(snapshot, &request.id, token, back) {
-            Ok(transaction) => Step::Commit(transaction, ()),
+            Ok(mut transaction) => {
+                let key = Key::Deadline(request.id.clone());
+                let fresh = fresh.map(|lease| Write::Put(key, Record::Present, lease));
+                transaction.then.extend(fresh);
+                Step::Commit(transaction, ())
+            }
             Err(_) => Step::Done(()),
         })
     })
@@ -143,6 +155,7 @@ async fn pass_fence(
             holder.phase = Phase::Rebooting;
             holder.kind = Kind::Reboot;
             holder.boot_id.clone_from(&request.holder.boot_id);
+            holder.mode = request.holder.mode;
         };
         places::fence(snapshot, &request.id, token, request.deadline_lease, change)
             .map(|transaction| Step::Commit(transaction, ()))
@@ -165,9 +178,13 @@ async fn check_halt(store: &dyn SemaphoreStore) -> Result<(), CtlError> {
 
 /// The agent gives the place back after the boot, under any strategy.
 fn remember(invocation: &Invocation<'_>) -> Result<(), CtlError> {
-    let told = |error: std::io::Error| CtlError::Reboot(words(&error));
-    let root = Root::at(&invocation.globals.root).map_err(told)?;
-    daemon::remember_held(&root).map_err(told)
+    daemon::remember_held(&invocation.globals.root).map_err(|error| CtlError::Reboot(words(&error)))
+}
+
+fn rebooter(invocation: &Invocation<'_>, login: Login) -> Rebooter {
+    let root = invocation.globals.root.clone();
+    let slot_type = boot_facts::slot_type(&root).unwrap_or(USR_TYPE);
+    Rebooter::new(root, login, slot_type)
 }
 
 async fn give_back(
@@ -187,6 +204,14 @@ async fn give_back(
         })
     })
     .await
+}
+
+async fn lease(store: &dyn SemaphoreStore, ttl: Duration) -> Result<LeaseId, CtlError> {
+    let granted = store.grant_lease(ttl).await;
+    granted.map_err(|source| CtlError::Store {
+        doing: REBOOTING,
+        source,
+    })
 }
 
 /// The lease would end by itself as well.
@@ -209,7 +234,6 @@ async fn is_there(login: &Login) -> Result<(), CtlError> {
 
 /// The kernel's.
 fn boot_id(invocation: &Invocation<'_>) -> Result<String, CtlError> {
-    let told = |error: &dyn std::error::Error| CtlError::Reboot(words(error));
-    let root = Root::at(&invocation.globals.root).map_err(|error| told(&error))?;
-    boot_facts::boot_id(&root).map_err(|error| told(&error))
+    let id = boot_facts::boot_id(&invocation.globals.root);
+    id.map_err(|error| CtlError::Reboot(words(&error)))
 }

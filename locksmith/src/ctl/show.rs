@@ -33,6 +33,10 @@ pub(super) fn remarks(snapshot: &Snapshot, now: i64) -> String {
     let mut say = |text: String| {
         let _ = writeln!(out, "{text}");
     };
+    if snapshot.document_only {
+        say("On etcd's v2 API: no queue, no halt, no budget".to_owned());
+        say("  to have them: locksmithctl migrate".to_owned());
+    }
     if let Some(halt) = &snapshot.halt.value {
         say(format!(
             "HALTED {} ago by {}: {}",
@@ -120,7 +124,11 @@ pub(super) fn holders(snapshot: &Snapshot, now: i64) -> String {
                 "-".to_owned(),
                 "-".to_owned(),
                 "-".to_owned(),
-                "no record: an older tool, or a hand".to_owned(),
+                if snapshot.holders.contains_key(id) {
+                    "its record cannot be read".to_owned()
+                } else {
+                    "no record: an older tool, or a hand".to_owned()
+                },
             ],
         });
     }

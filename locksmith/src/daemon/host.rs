@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream, StreamExt as _};
-use gptprio::Guid;
 use gptprio::machine::Root;
 use jiff::ZonedDateTime;
 use tracing::{info, warn};
@@ -48,7 +47,6 @@ pub(super) struct Host {
     pub(super) conf: Mutex<CoordinatorConf>,
     pub(super) programs: Programs,
     pub(super) inhibition: Inhibition,
-    pub(super) slot_type: Guid,
     /// Version that runs; empty where no file tells it.
     pub(super) version: String,
     /// A reboot that was accepted and has not been seen to happen.
@@ -111,10 +109,10 @@ impl Host {
         if delay.is_zero() {
             return Ok(false);
         }
-        Ok(self.tell_users(delay).await)
+        Ok(self.announce(delay).await)
     }
 
-    async fn tell_users(&self, delay: Duration) -> bool {
+    async fn announce(&self, delay: Duration) -> bool {
         match self.login.sessions().await {
             Ok(sessions) => {
                 let text = wall::announcement(&ZonedDateTime::now(), delay);
@@ -150,7 +148,7 @@ impl Host {
 
     /// What has nothing to do with the operator's programs.
     async fn facts(&self) -> Result<(), String> {
-        match boot_facts::slot_mark(&self.root, self.slot_type) {
+        match boot_facts::slot_mark(&self.root, self.rebooter.slot_type()) {
             Ok(SlotMark::Successful | SlotMark::NoSlots) => {}
             Ok(SlotMark::Unproven) => {
                 return Err("the running slot is not marked successful yet".to_owned());
@@ -223,6 +221,12 @@ impl Machine for Host {
 
     fn warn_users(&self, delay: Duration) -> BoxFuture<'_, Result<bool, String>> {
         Box::pin(self.warn(delay))
+    }
+
+    fn tell_users(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            self.announce(Duration::ZERO).await;
+        })
     }
 
     fn drain<'a>(&'a self, to: &'a str) -> BoxFuture<'a, Result<(), String>> {

@@ -24,6 +24,9 @@ pub trait Machine: Send + Sync + 'static {
     /// forbids a reboot at this time.
     fn warn_users(&self, delay: Duration) -> BoxFuture<'_, Result<bool, String>>;
 
+    /// Tells those who are logged in that the reboot begins now.
+    fn tell_users(&self) -> BoxFuture<'_, ()>;
+
     /// Runs the programs before a reboot into version `to`.
     fn drain<'a>(&'a self, to: &'a str) -> BoxFuture<'a, Result<(), String>>;
 

@@ -214,6 +214,9 @@ impl Hands {
                     }
                 }),
             ),
+            Action::TellUsers => {
+                self.tasks.spawn(async move { machine.tell_users().await });
+            }
             Action::Drain { to } => {
                 self.ask(
                     "drain",

@@ -31,8 +31,8 @@ pub struct ServeArguments {
 #[must_use]
 pub fn serve_fleetlock(arguments: Arguments, serve: ServeArguments) -> ExitCode {
     start::run(async move {
-        let loaded = start::load(&arguments)?;
-        serve_until_asked(&loaded.settings, serve).await
+        let settings = start::load_for_server(&arguments)?;
+        serve_until_asked(&settings, serve).await
     })
 }
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use gptprio::USR_TYPE;
 use gptprio::machine::Root;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -18,18 +19,15 @@ use super::host::{self, Host, Programs};
 use super::run::Daemon;
 use super::{log, membership};
 use crate::boot_facts;
-use crate::bus::{Bus, Inhibition, Login, Systemd, Updater};
-use crate::config::{
-    EtcdApi, Fragment, Inhibitors, Listen, Loaded, Program, RebootMethod, Settings,
-};
+use crate::bus::{Bus, Login, Systemd, Updater};
+use crate::config::{EtcdApi, Fragment, Listen, Loaded, Problems, Program, Settings};
 use crate::coordinator::{Agent, Identity, Lock, Options, Window};
 use crate::coordinator_conf::{self, CoordinatorConf};
 use crate::fleetlock::client::{ClientOptions, FleetLockClient};
 use crate::machine_id::MachineId;
-use crate::metrics::{self, Endpoint, Measured, Metrics};
+use crate::metrics::{Endpoint, Measured, Metrics};
 use crate::reboot::Rebooter;
-use crate::reboot::kexec::KexecOptions;
-use crate::semaphore::{Look, Mode};
+use crate::semaphore::Look;
 use crate::store::{SemaphoreStore, StoreError};
 use crate::strategy::Strategy;
 use crate::window::{Schedule, State};
@@ -85,18 +83,43 @@ pub(super) fn run(program: impl Future<Output = Result<()>>) -> ExitCode {
     }
 }
 
-/// Reads the settings and starts the log.
-pub(super) fn load(arguments: &Arguments) -> Result<Loaded> {
-    let folder = arguments.root.clone().unwrap_or_else(|| "/".into());
-    let environment = |name: &str| std::env::var(name).ok();
-    let flags = arguments.flags.clone();
-    let loaded = Settings::load(&folder, Program::Daemon, environment, flags);
-    log::start(loaded.as_ref().is_ok_and(|loaded| loaded.settings.debug));
+/// The machine, and its settings as `read` finds them; the log is started.
+fn begin(
+    arguments: &Arguments,
+    read: impl FnOnce(&Root, Fragment) -> Result<Loaded, Problems>,
+) -> Result<(Root, Result<Loaded, Problems>)> {
+    let root = match &arguments.root {
+        Some(dir) => Root::at(dir).context("cannot use -root"),
+        None => Ok(Root::system()),
+    };
+    let loaded = root.map(|root| {
+        let loaded = read(&root, arguments.flags.clone());
+        (root, loaded)
+    });
+    let debug = |loaded: &Result<Loaded, Problems>| {
+        let loaded = loaded.as_ref();
+        loaded.is_ok_and(|loaded| loaded.settings.debug)
+    };
+    log::start(loaded.as_ref().is_ok_and(|(_, loaded)| debug(loaded)));
+    loaded
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+fn accept(loaded: Result<Loaded, Problems>) -> Result<Settings> {
     let loaded = loaded.context("the configuration cannot be used")?;
     for warning in &loaded.warnings {
         warn!("{warning}");
     }
-    Ok(loaded)
+    Ok(loaded.settings)
+}
+
+/// The settings of a server, and a log.
+pub(super) fn load_for_server(arguments: &Arguments) -> Result<Settings> {
+    let read = |root: &Root, flags| Settings::load_for_server(root, variable, flags);
+    accept(begin(arguments, read)?.1)
 }
 
 /// Tells the supervisor, if there is one, that the start is over.
@@ -105,23 +128,34 @@ pub(super) fn ready() {
 }
 
 async fn start(arguments: Arguments) -> Result<()> {
-    let settings = load(&arguments)?.settings;
-    let root = match &arguments.root {
-        Some(dir) => Root::at(dir).context("cannot use -root")?,
-        None => Root::system(),
-    };
+    let read = |root: &Root, flags| Settings::load(root, Program::Daemon, variable, flags);
+    let (root, loaded) = begin(&arguments, read)?;
     let bus = Bus::new(arguments.bus.as_deref());
     let shutdown = on_signals()?;
 
-    let rebooter = Rebooter::new(root.clone(), Login::new(&bus), KexecOptions::default());
+    let slot_type = boot_facts::slot_type(&root).unwrap_or_else(|error| {
+        // As the updater does where it must go on.
+        warn!(error = words(&error), "the default type of slots is used");
+        USR_TYPE
+    });
+    let rebooter = Rebooter::new(root.clone(), Login::new(&bus), slot_type);
     let held = host::remembers(&root);
-    let lock = lock_of(&settings, &bus).await;
-    if settings.strategy == Strategy::Off && !held && !rebooter.was_interrupted() {
+    let strategy = match &loaded {
+        Ok(loaded) => Some(loaded.settings.strategy),
+        Err(problems) => problems.strategy,
+    };
+    if strategy == Some(Strategy::Off) && !held && !rebooter.was_interrupted() {
+        // Whatever else is wrong with the settings does no harm.
+        if let Err(problems) = loaded {
+            warn!("{problems}");
+        }
         info!("Reboot strategy is 'off' - shutting down.");
         return Ok(());
     }
+    let settings = accept(loaded)?;
+    let lock = lock_of(&settings, &bus).await;
 
-    let id = MachineId::read(&root.path("/etc/machine-id")?)?;
+    let id = MachineId::read(&root)?;
     let path = root.path(coordinator_conf::PATH)?;
     let conf = CoordinatorConf::take(&path, NAME, settings.strategy.word())?;
     // There is no other coordinator now. The machine may be reset at any moment, so before
@@ -193,16 +227,17 @@ async fn lock_of(settings: &Settings, bus: &Bus) -> Lock {
         Strategy::BestEffort => {
             warn!(
                 "the reboot strategy best-effort is deprecated: it reboots without a lock where \
-                 etcd seems not to run; set etcd-lock or reboot"
+                 etcd is not to run; set etcd-lock or reboot"
             );
             let systemd = Systemd::new(bus);
             for unit in ETCD_UNITS {
-                if let Ok(Some(true)) = systemd.is_active(unit).await {
-                    info!(unit, "etcd runs here: the strategy is etcd-lock");
+                // One that is only starting, or has failed, is one of a cluster too.
+                if systemd.may_run(unit).await {
+                    info!(unit, "etcd belongs here: the strategy is etcd-lock");
                     return Lock::Semaphore;
                 }
             }
-            info!("etcd does not run here: the strategy is reboot");
+            info!("there is no etcd here: the strategy is reboot");
             Lock::None
         }
     }
@@ -214,10 +249,7 @@ fn options(settings: &Settings, lock: Lock, held: bool) -> Options {
         recover: held,
         rank: settings.queue_rank,
         stays_up: settings.strategy == Strategy::Off,
-        mode: match settings.reboot_method {
-            RebootMethod::Firmware => Mode::Firmware,
-            RebootMethod::Kexec => Mode::Kexec,
-        },
+        mode: settings.reboot_method.into(),
         warning: settings.warn_users,
         soak: settings.health.soak,
         deadline: settings.health.deadline,
@@ -247,7 +279,6 @@ fn host(
         updater: Updater::new(bus),
         login: Login::new(bus),
         systemd: Systemd::new(bus),
-        slot_type: KexecOptions::default().slot_type,
         rebooter,
         fleet_lock,
         metrics: Arc::clone(metrics),
@@ -258,10 +289,7 @@ fn host(
             after_dir: root.path(&settings.hooks.after_dir)?,
             timeout: settings.hooks.timeout,
         },
-        inhibition: match settings.inhibitors {
-            Inhibitors::Respect => Inhibition::Respect,
-            Inhibitors::Ignore => Inhibition::Override,
-        },
+        inhibition: settings.inhibitors.into(),
         version: identity.version.clone(),
         begun: Mutex::new(None),
         proved: AtomicBool::new(false),
@@ -308,8 +336,8 @@ async fn serve_metrics(
     shutdown: &CancellationToken,
 ) -> Result<()> {
     let listen = match listen {
-        Listen::Unix(path) => metrics::Listen::Unix(root.path(path)?),
-        Listen::Tcp(address) => metrics::Listen::Tcp(address.clone()),
+        Listen::Unix(path) => Listen::Unix(root.path(path)?),
+        Listen::Tcp(address) => Listen::Tcp(address.clone()),
     };
     match Endpoint::bind(&listen, Arc::clone(metrics)).await {
         Ok(endpoint) => {

@@ -1,10 +1,8 @@
 //! Where scrapers get in: a socket file or a TCP address, HTTP on both.
 
-use std::fmt;
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,25 +16,12 @@ use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 
 use super::Metrics;
+use crate::config::Listen;
 
 /// Any process of the machine may read them; they are not secret.
 const SOCKET_MODE: u32 = 0o666;
 /// A scraper must take its answer so soon.
 const STALL: Duration = Duration::from_secs(30);
-
-/// Where to listen.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Listen {
-    /// A socket file.
-    Unix(PathBuf),
-    /// `host:port`.
-    Tcp(String),
-}
-
-/// A text that names no place to listen at.
-#[derive(Debug, thiserror::Error)]
-#[error("invalid address {0:?} for metrics: give \"host:port\" or the absolute path of a socket")]
-pub struct BadListen(String);
 
 /// Why metrics cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -49,31 +34,6 @@ pub enum EndpointError {
         /// Why.
         source: io::Error,
     },
-}
-
-impl FromStr for Listen {
-    type Err = BadListen;
-
-    fn from_str(text: &str) -> Result<Self, BadListen> {
-        if text.starts_with('/') {
-            return Ok(Self::Unix(text.into()));
-        }
-        match text.rsplit_once(':') {
-            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
-                Ok(Self::Tcp(text.to_owned()))
-            }
-            _ => Err(BadListen(text.to_owned())),
-        }
-    }
-}
-
-impl fmt::Display for Listen {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unix(path) => write!(f, "{}", path.display()),
-            Self::Tcp(address) => f.write_str(address),
-        }
-    }
 }
 
 /// Listens, and answers once it is [served](Endpoint::serve).
@@ -186,25 +146,6 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
-
-    #[test]
-    fn addresses_are_told_from_socket_files() {
-        let tcp = |text: &str| Some(Listen::Tcp(text.to_owned()));
-        for (text, expected) in [
-            ("127.0.0.1:9100", tcp("127.0.0.1:9100")),
-            ("[::1]:9100", tcp("[::1]:9100")),
-            ("localhost:0", tcp("localhost:0")),
-            ("/run/m.sock", Some(Listen::Unix("/run/m.sock".into()))),
-            ("", None),
-            ("9100", None),
-            (":9100", None),
-            ("host:", None),
-            ("host:70000", None),
-            ("run/m.sock", None),
-        ] {
-            assert_eq!(text.parse::<Listen>().ok(), expected, "{text}");
-        }
-    }
 
     #[tokio::test]
     async fn a_stale_socket_is_replaced_and_nothing_else_is_touched() {

@@ -23,7 +23,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 pub(crate) use endpoint::route;
-pub use endpoint::{BadListen, Endpoint, EndpointError, Listen};
+pub use endpoint::{Endpoint, EndpointError};
 pub use measured::Measured;
 
 use crate::coordinator::{Moment, View, Window};

@@ -34,7 +34,7 @@ use std::str::FromStr;
 
 use gptprio::boot::{Kernel, KernelFiles, ReadKernelError, words};
 use gptprio::machine::Root;
-use gptprio::{Access, Attributes, GptError, Guid, Letter, Partition, Selection, USR_TYPE, select};
+use gptprio::{Access, Attributes, GptError, Guid, Letter, Partition, Selection, select};
 
 use super::slots::{SlotsError, SystemSlots, read_table};
 
@@ -174,24 +174,6 @@ impl fmt::Display for CommandLineProblem {
     }
 }
 
-/// What an operator may set.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KexecOptions {
-    /// Type of the partitions that are slots.
-    pub slot_type: Guid,
-    /// Words for the end of the command line.
-    pub append: String,
-}
-
-impl Default for KexecOptions {
-    fn default() -> Self {
-        Self {
-            slot_type: USR_TYPE,
-            append: String::new(),
-        }
-    }
-}
-
 /// All that is needed for the jump; no choice is left open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KexecPlan {
@@ -212,16 +194,17 @@ pub struct KexecPlan {
 }
 
 impl KexecPlan {
-    /// Looks at the machine and plans. Changes nothing.
+    /// Looks at the machine, whose slots are partitions of `slot_type`, and plans.
+    /// Changes nothing.
     ///
     /// # Errors
     ///
     /// Why this way is not open.
-    pub fn make(root: &Root, options: &KexecOptions) -> Result<Self, KexecError> {
+    pub fn make(root: &Root, slot_type: Guid) -> Result<Self, KexecError> {
         if setting(root, "/proc/sys/kernel/kexec_load_disabled")?.as_deref() == Some("1") {
             return Err(KexecError::SwitchedOff);
         }
-        let system = SystemSlots::read(root, options.slot_type)?.ok_or(KexecError::NoSlots)?;
+        let system = SystemSlots::read(root, slot_type)?.ok_or(KexecError::NoSlots)?;
         let next = match system.next() {
             Selection::Slot(slot) => slot,
             // The boot loader has a word with the person at the screen first.
@@ -245,13 +228,12 @@ impl KexecPlan {
             next,
             next_letter: letter,
             hash: hash.as_deref(),
-            append: &options.append,
         }
         .rewrite(&current)
         .map_err(KexecError::CommandLine)?;
         Ok(Self {
             disk: system.disk.clone(),
-            slot_type: options.slot_type,
+            slot_type,
             number: next.number,
             attributes: next.attributes,
             kernel: kernel.path.into(),
@@ -466,7 +448,6 @@ struct CommandLine<'a> {
     next_letter: Letter,
     /// Root hash of the next system, from its kernel or the file beside it.
     hash: Option<&'a str>,
-    append: &'a str,
 }
 
 impl CommandLine<'_> {
@@ -515,7 +496,6 @@ impl CommandLine<'_> {
         if hashed != self.hash.is_some() {
             return Err(CommandLineProblem::Hash { running: hashed });
         }
-        before.extend(words(self.append).map(str::to_owned));
         before.append(&mut after);
         Ok(before.join(" "))
     }
@@ -607,6 +587,8 @@ fn reading(path: &str) -> impl Fn(io::Error) -> KexecError {
 
 #[cfg(test)]
 mod tests {
+    use gptprio::USR_TYPE;
+
     use super::*;
 
     const A: &str = "7130c94a-213a-4e5a-8e26-6cce9662f132";
@@ -626,18 +608,13 @@ mod tests {
         }
     }
 
-    fn from_a_to_b(
-        current: &str,
-        hash: Option<&str>,
-        append: &str,
-    ) -> Result<String, CommandLineProblem> {
+    fn from_a_to_b(current: &str, hash: Option<&str>) -> Result<String, CommandLineProblem> {
         CommandLine {
             running: &slot(3, "USR-A", A),
             running_letter: Letter::A,
             next: &slot(4, "USR-B", B),
             next_letter: Letter::B,
             hash,
-            append,
         }
         .rewrite(current)
     }
@@ -695,17 +672,17 @@ mod tests {
                 format!("usr=PARTUUID={B} flatcar.oem.id=qemu"),
             ),
         ] {
-            assert_eq!(from_a_to_b(&current, None, ""), Ok(expected), "{current}");
+            assert_eq!(from_a_to_b(&current, None), Ok(expected), "{current}");
         }
     }
 
     #[test]
-    fn the_hash_is_the_next_systems_and_appended_words_come_last() {
+    fn the_hash_is_the_next_systems() {
         let current = format!("verity.usr=PARTUUID={A} verity.usrhash={OLD} -- single");
         assert_eq!(
-            from_a_to_b(&current, Some(NEW), "kexec=1  quiet"),
+            from_a_to_b(&current, Some(NEW)),
             Ok(format!(
-                "verity.usr=PARTUUID={B} verity.usrhash={NEW} kexec=1 quiet -- single"
+                "verity.usr=PARTUUID={B} verity.usrhash={NEW} -- single"
             ))
         );
     }
@@ -734,7 +711,7 @@ mod tests {
                 CommandLineProblem::Hash { running: false },
             ),
         ] {
-            assert_eq!(from_a_to_b(current, hash, ""), Err(expected), "{current}");
+            assert_eq!(from_a_to_b(current, hash), Err(expected), "{current}");
         }
     }
 
@@ -747,7 +724,6 @@ mod tests {
             next: &slot,
             next_letter: Letter::A,
             hash: Some(OLD),
-            append: "",
         };
         let line =
             format!("BOOT_IMAGE=/vmlinuz-a verity.usr=PARTUUID={A} verity.usrhash={OLD} quiet");

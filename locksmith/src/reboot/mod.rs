@@ -21,9 +21,10 @@ use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
 use crate::bus::{Inhibition, Login, RefusedReboot};
+use crate::config::{Inhibitors, RebootMethod};
 use crate::semaphore::Mode;
 use crate::words::words;
-use kexec::{KexecError, KexecOptions, KexecPlan, Loader, RunningKernel, SpentTry};
+use kexec::{KexecError, KexecPlan, Loader, RunningKernel, SpentTry};
 use slots::SystemSlots;
 
 /// The word for a mode in the configuration, in the semaphore and in messages.
@@ -33,6 +34,24 @@ pub const fn word(mode: Mode) -> &'static str {
         Mode::Firmware => "firmware",
         Mode::Kexec => "kexec",
         Mode::Soft => "soft",
+    }
+}
+
+impl From<RebootMethod> for Mode {
+    fn from(method: RebootMethod) -> Self {
+        match method {
+            RebootMethod::Firmware => Self::Firmware,
+            RebootMethod::Kexec => Self::Kexec,
+        }
+    }
+}
+
+impl From<Inhibitors> for Inhibition {
+    fn from(inhibitors: Inhibitors) -> Self {
+        match inhibitors {
+            Inhibitors::Respect => Self::Respect,
+            Inhibitors::Ignore => Self::Override,
+        }
     }
 }
 
@@ -49,7 +68,7 @@ pub enum RebootError {
 pub struct Rebooter {
     root: Root,
     login: Login,
-    options: KexecOptions,
+    slot_type: Guid,
     loader: Arc<dyn Loader>,
 }
 
@@ -94,26 +113,27 @@ impl Drop for Prepared {
 }
 
 impl Rebooter {
-    /// For the machine at `root`.
+    /// For the machine at `root`, whose slots are partitions of `slot_type`.
     #[must_use]
-    pub fn new(root: Root, login: Login, options: KexecOptions) -> Self {
-        Self::with_loader(root, login, options, Arc::new(RunningKernel))
+    pub fn new(root: Root, login: Login, slot_type: Guid) -> Self {
+        Self::with_loader(root, login, slot_type, Arc::new(RunningKernel))
     }
 
     /// The same with something else in the place of the running kernel.
     #[must_use]
-    pub fn with_loader(
-        root: Root,
-        login: Login,
-        options: KexecOptions,
-        loader: Arc<dyn Loader>,
-    ) -> Self {
+    pub fn with_loader(root: Root, login: Login, slot_type: Guid, loader: Arc<dyn Loader>) -> Self {
         Self {
             root,
             login,
-            options,
+            slot_type,
             loader,
         }
+    }
+
+    /// Type of the partitions that are slots.
+    #[must_use]
+    pub fn slot_type(&self) -> Guid {
+        self.slot_type
     }
 
     /// Reboots. `why` is told to those who are logged in. After [`Mode::Kexec`]
@@ -198,7 +218,7 @@ impl Rebooter {
     async fn prepare_kexec(&self) -> Option<Prepared> {
         let this = self.clone();
         let prepared = blocking(move || {
-            let plan = KexecPlan::make(&this.root, &this.options)?;
+            let plan = KexecPlan::make(&this.root, this.slot_type)?;
             plan.stage(&this.root, &*this.loader)?;
             info!(
                 partition = plan.number,
@@ -229,7 +249,7 @@ impl Rebooter {
 
     /// A restart of user space must not leave a part of the update behind.
     async fn soft_or_firmware(&self) -> Mode {
-        let (root, slot_type) = (self.root.clone(), self.options.slot_type);
+        let (root, slot_type) = (self.root.clone(), self.slot_type);
         let reason = match blocking(move || kernel_stays(&root, slot_type)).await {
             Ok(None) => return Mode::Soft,
             Ok(Some(reason)) => reason,

@@ -156,6 +156,20 @@ impl Document {
         self.semaphore.min(self.max.saturating_sub(counted))
     }
 
+    /// Whether it lets anybody in, now or when others leave. The original looks at
+    /// the counter alone.
+    #[must_use]
+    pub fn gives_places(&self) -> bool {
+        self.max > 0 || self.semaphore > 0
+    }
+
+    /// Whether nobody has changed it since it was made: the original makes one by
+    /// looking.
+    #[must_use]
+    pub fn is_untouched(&self) -> bool {
+        self.null && *self == UNUSED
+    }
+
     /// Whether `id` has a place.
     #[must_use]
     pub fn holds(&self, id: &MachineId) -> bool {

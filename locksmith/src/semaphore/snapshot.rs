@@ -95,6 +95,13 @@ impl Snapshot {
     pub fn places(&self) -> &Document {
         self.document.value.as_deref().unwrap_or(&UNUSED)
     }
+
+    /// Whether `id` has a record that can be read.
+    #[must_use]
+    pub fn is_explained(&self, id: &MachineId) -> bool {
+        let record = self.holders.get(id);
+        record.is_some_and(|record| record.value.is_some())
+    }
 }
 
 /// A condition of a transaction.

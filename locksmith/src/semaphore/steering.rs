@@ -102,6 +102,8 @@ pub enum Finding {
     Orphan(MachineId),
     /// A place without a record: an older tool took it, or a hand.
     Unexplained(MachineId),
+    /// A place whose record says nothing: a hand wrote it, or a later version.
+    Unreadable(MachineId),
 }
 
 impl fmt::Display for Finding {
@@ -113,6 +115,10 @@ impl fmt::Display for Finding {
             Self::Unexplained(id) => write!(
                 f,
                 "{id} has a place but no record: an older tool took it, or an edit by hand"
+            ),
+            Self::Unreadable(id) => write!(
+                f,
+                "{id} has a record that cannot be read: its agent, or unlock, frees its place"
             ),
         }
     }
@@ -156,6 +162,8 @@ pub fn check(snapshot: &Snapshot) -> (Vec<Finding>, Option<Transaction>) {
         for id in &places.holders {
             if !snapshot.holders.contains_key(id) {
                 findings.push(Finding::Unexplained(id.clone()));
+            } else if !snapshot.is_explained(id) {
+                findings.push(Finding::Unreadable(id.clone()));
             }
         }
     }

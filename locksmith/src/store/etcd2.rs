@@ -32,6 +32,9 @@ const MOST_BYTES: usize = 4 << 20;
 const WATCH_LIMIT: Duration = Duration::from_secs(60);
 /// Longest pause of a watch after a failure.
 const WATCH_PAUSE: Duration = Duration::from_secs(5);
+/// What to do about a server that answers something else.
+const NO_V2: &str =
+    "does it speak the v2 API? etcd 3.4 and 3.5 need --enable-v2, later ones have none";
 
 /// One group in etcd v2.
 #[derive(Debug, Clone)]
@@ -39,7 +42,7 @@ pub struct Etcd2Store {
     shared: Arc<Shared>,
 }
 
-/// Which API to speak.
+/// The best API that a server has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EtcdApi {
     /// The original's.
@@ -102,7 +105,8 @@ enum Condition {
     Modified(Revision),
 }
 
-/// Finds out which API to speak: v3, unless the server knows v2 alone.
+/// Finds out which API the servers speak: v3, unless they know v2 alone. Those of
+/// 3.x may speak both.
 ///
 /// # Errors
 ///
@@ -157,6 +161,28 @@ impl Etcd2Store {
     pub async fn probe(&self) -> Result<(), StoreError> {
         self.shared.read().await.map(|_| ())
     }
+
+    /// What a load gives; `None` where the servers do not speak v2, or do it no
+    /// longer.
+    pub(super) async fn load_if_spoken(&self) -> Result<Option<Snapshot>, StoreError> {
+        let shared = &self.shared;
+        let answer = shared
+            .endpoints
+            .call(LOAD, Repeat::Safe, |endpoint, limit| async move {
+                let answer = shared.attempt(endpoint, limit, |client, url| {
+                    client.get(shared.question(url))
+                });
+                let answer = answer.await?;
+                match understand(&answer) {
+                    Err(failed) if failed.verdict == Verdict::Refused(NO_V2) => Ok(None),
+                    understood => Ok(Some((understood?, answer.2))),
+                }
+            })
+            .await?;
+        answer
+            .map(|(answer, index)| shared.snapshot(answer, index))
+            .transpose()
+    }
 }
 
 impl SemaphoreStore for Etcd2Store {
@@ -198,21 +224,27 @@ impl SemaphoreStore for Etcd2Store {
 }
 
 impl Shared {
-    async fn read(&self) -> Result<Snapshot, StoreError> {
+    fn question(&self, url: &str) -> String {
         let path = &self.path;
-        let answer = self
+        format!("{url}{path}?quorum=true&recursive=false&sorted=false")
+    }
+
+    async fn read(&self) -> Result<Snapshot, StoreError> {
+        let (answer, index) = self
             .ask(LOAD, Repeat::Safe, |client, url| {
-                client.get(format!(
-                    "{url}{path}?quorum=true&recursive=false&sorted=false"
-                ))
+                client.get(self.question(url))
             })
             .await?;
+        self.snapshot(answer, index)
+    }
+
+    fn snapshot(&self, answer: Answer, index: Revision) -> Result<Snapshot, StoreError> {
         let mut snapshot = Snapshot {
             document_only: true,
             ..Snapshot::default()
         };
         match answer {
-            (Answer::Found(node), index) => {
+            Answer::Found(node) => {
                 let document = Document::read(node.value.as_bytes()).map_err(|source| {
                     StoreError::BadValue {
                         key: self.key.clone(),
@@ -226,7 +258,7 @@ impl Shared {
                     modified: node.modified_index,
                 };
             }
-            (Answer::Absent(index) | Answer::Conflict(index) | Answer::Cleared(index), _) => {
+            Answer::Absent(index) | Answer::Conflict(index) | Answer::Cleared(index) => {
                 snapshot.revision = index;
             }
         }
@@ -497,7 +529,7 @@ fn understand((status, body, _): &(StatusCode, Vec<u8>, Revision)) -> Result<Ans
     match said.error_code {
         0 if status.is_server_error() => Err(told(Verdict::Open, status.to_string())),
         0 => Err(told(
-            Verdict::Refused("does it speak the v2 API? etcd 3.4 and 3.5 need --enable-v2, later ones have none"),
+            Verdict::Refused(NO_V2),
             "client: response is invalid json. The endpoint is probably not valid etcd cluster endpoint"
                 .into(),
         )),

@@ -1,12 +1,11 @@
 //! From settings to a store.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
-use tokio::sync::OnceCell;
 use tracing::info;
 
 use super::etcd2::detect_api;
@@ -15,7 +14,7 @@ use super::{
 };
 use crate::config::{Etcd, EtcdApi, Settings, Store};
 use crate::group::GroupName;
-use crate::semaphore::{Key, LeaseId, Look, Revision, Snapshot, Transaction};
+use crate::semaphore::{Document, Key, LeaseId, Look, Revision, Snapshot, Transaction};
 
 /// A store that is shared and whose kind is known at run time only.
 pub type SharedStore = Arc<dyn SemaphoreStore>;
@@ -63,44 +62,136 @@ fn open_etcd(etcd: &Etcd, api: EtcdApi, group: &GroupName) -> Result<SharedStore
         EtcdApi::Auto => Arc::new(AutoStore(Arc::new(Auto {
             options,
             group: group.clone(),
-            found: OnceCell::new(),
+            found: Mutex::new(None),
         }))),
     })
 }
 
-/// etcd by the API that its servers turn out to speak, at the first call that
-/// any of them answers.
+/// etcd by the API by which the fleet locks. Asked at the first call that any
+/// server answers; a fleet that is on v2 may move, so there it is asked again
+/// with every load. Nobody moves back within a process. What was decided on v2 and
+/// is committed after the move fails, since its condition is a revision of v2's
+/// document.
 struct AutoStore(Arc<Auto>);
 
 struct Auto {
     options: EtcdOptions,
     group: GroupName,
-    found: OnceCell<SharedStore>,
+    found: Mutex<Option<Found>>,
+}
+
+#[derive(Clone)]
+enum Found {
+    /// For as long as the process runs.
+    Settled(SharedStore),
+    /// The servers speak v3 as well.
+    StillOnV2(Etcd2Store),
 }
 
 impl Auto {
-    async fn store(&self) -> Result<&SharedStore, StoreError> {
-        self.found
-            .get_or_try_init(|| async {
-                let api = detect_api(&self.options).await?;
-                let options = self.options.clone();
-                Ok(match api {
-                    super::etcd2::EtcdApi::V3 => {
-                        Arc::new(Etcd3Store::new(options, &self.group)?) as SharedStore
-                    }
-                    super::etcd2::EtcdApi::V2 => {
-                        info!("etcd speaks v2 only: no queue, no halt and no failure budget");
-                        Arc::new(Etcd2Store::new(options, &self.group)?)
-                    }
-                })
-            })
-            .await
+    fn found(&self) -> Option<Found> {
+        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        found.clone()
     }
+
+    fn settle(&self, found: Found) {
+        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
+    }
+
+    async fn store(&self) -> Result<SharedStore, StoreError> {
+        if self.found().is_none() {
+            self.load(&Look::default()).await?;
+        }
+        let found = self.found().expect("a load that succeeds finds one");
+        Ok(match found {
+            Found::Settled(store) => store,
+            Found::StillOnV2(store) => Arc::new(store),
+        })
+    }
+
+    async fn load(&self, look: &Look) -> Result<Snapshot, StoreError> {
+        let found = self.found();
+        let old = match &found {
+            Some(Found::Settled(store)) => return store.load(look).await,
+            Some(Found::StillOnV2(store)) => store.clone(),
+            None => Etcd2Store::new(self.options.clone(), &self.group)?,
+        };
+        if found.is_none() && detect_api(&self.options).await? == super::EtcdApi::V2 {
+            info!("etcd speaks v2 only: no queue, no halt and no failure budget");
+            let seen = old.load(look).await?;
+            self.settle(Found::Settled(Arc::new(old)));
+            return Ok(seen);
+        }
+        if let Some(seen) = self.load_from_v2(&old).await? {
+            if found.is_none() {
+                info!(
+                    "the fleet locks by etcd's v2 API: no queue, no halt and no failure budget \
+                     before locksmithctl migrate"
+                );
+                self.settle(Found::StillOnV2(old));
+            }
+            return Ok(seen);
+        }
+        let new = self.open_v3()?;
+        let seen = new.load(look).await?;
+        if found.is_some() {
+            info!("the lock has moved to etcd's v3 API");
+        }
+        self.settle(Found::Settled(Arc::new(new)));
+        Ok(seen)
+    }
+
+    /// What is on v2; `None` if the fleet does not lock there.
+    async fn load_from_v2(&self, old: &Etcd2Store) -> Result<Option<Snapshot>, StoreError> {
+        let seen = old.load_if_spoken().await.map_err(in_vain)?;
+        let Some(seen) = seen.filter(|seen| seen.document.value.is_some()) else {
+            return Ok(None);
+        };
+        // As a rule v3 need not be asked.
+        let stays = is_in_use(seen.places())
+            || fleet_is_on_v2(
+                seen.places(),
+                &self.open_v3()?.load(&Look::default()).await?,
+            );
+        Ok(stays.then_some(seen))
+    }
+
+    fn open_v3(&self) -> Result<Etcd3Store, StoreError> {
+        Etcd3Store::new(self.options.clone(), &self.group)
+    }
+}
+
+/// What to do where v2 refuses this client and v3 would not.
+fn in_vain(error: StoreError) -> StoreError {
+    match error {
+        StoreError::Refused { what, reason } => StoreError::Refused {
+            what,
+            reason: format!("{reason}; if nobody locks by etcd's v2 API set etcd.api to v3"),
+        },
+        other => other,
+    }
+}
+
+/// Whether the document on v2 is the fleet's lock though the servers speak v3.
+///
+/// As long as it gives places the original takes them there, and nobody may take
+/// them elsewhere. One that gives none is an operator's freeze until v3 is in use,
+/// and until then its holders give back there what they have.
+fn fleet_is_on_v2(old: &Document, new: &Snapshot) -> bool {
+    let in_use = new.document.value.is_some();
+    let paused = (new.policy.value.as_ref()).is_some_and(|policy| policy.paused.is_some());
+    is_in_use(old) || !in_use || (paused && !old.holders.is_empty())
+}
+
+/// Whether it gives places and somebody wants that: the original makes one by
+/// looking.
+fn is_in_use(old: &Document) -> bool {
+    old.gives_places() && !old.is_untouched()
 }
 
 impl SemaphoreStore for AutoStore {
     fn load<'a>(&'a self, look: &'a Look) -> BoxFuture<'a, Result<Snapshot, StoreError>> {
-        Box::pin(async move { self.0.store().await?.load(look).await })
+        Box::pin(self.0.load(look))
     }
 
     fn commit<'a>(
@@ -125,8 +216,9 @@ impl SemaphoreStore for AutoStore {
     fn watch(&self, keys: Vec<Key>, after: Revision) -> BoxStream<'static, ()> {
         // Who watches has loaded before, so the API is known; if it is not,
         // there is nothing to hear.
-        match self.0.found.get() {
-            Some(store) => store.watch(keys, after),
+        match self.0.found() {
+            Some(Found::Settled(store)) => store.watch(keys, after),
+            Some(Found::StillOnV2(store)) => store.watch(keys, after),
             None => stream::pending().boxed(),
         }
     }
@@ -158,5 +250,79 @@ impl<S: SemaphoreStore + ?Sized> SemaphoreStore for Arc<S> {
 
     fn watch(&self, keys: Vec<Key>, after: Revision) -> BoxStream<'static, ()> {
         (**self).watch(keys, after)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::semaphore::{Paused, Policy, Versioned};
+
+    #[test]
+    fn a_fleet_is_on_v2_while_somebody_could_get_or_has_a_place_there() {
+        let unused = Snapshot::default();
+        let with = |paused| Snapshot {
+            document: Versioned {
+                value: Some(Arc::default()),
+                created: 1,
+                modified: 1,
+            },
+            policy: Versioned {
+                value: Some(Policy {
+                    paused,
+                    ..Policy::default()
+                }),
+                created: 1,
+                modified: 1,
+            },
+            ..Snapshot::default()
+        };
+        let open = with(None);
+        let paused = with(Some(Paused {
+            by: "migrate".into(),
+            why: String::new(),
+            at: 0,
+        }));
+        for (old, on_unused, on_open, on_paused) in [
+            (
+                r#"{"semaphore":0,"max":1,"holders":["go"]}"#,
+                true,
+                true,
+                true,
+            ),
+            (r#"{"semaphore":2,"max":2,"holders":[]}"#, true, true, true),
+            // The original locks in this one, too.
+            (r#"{"semaphore":1}"#, true, true, true),
+            // Made by looking.
+            (
+                r#"{"semaphore":1,"max":1,"holders":null}"#,
+                true,
+                false,
+                false,
+            ),
+            // Frozen, with and without somebody who is still to come back.
+            (
+                r#"{"semaphore":-1,"max":0,"holders":["go"]}"#,
+                true,
+                false,
+                true,
+            ),
+            (
+                r#"{"semaphore":0,"max":0,"holders":[]}"#,
+                true,
+                false,
+                false,
+            ),
+            (
+                r#"{"semaphore":-1,"max":-1,"holders":[]}"#,
+                true,
+                false,
+                false,
+            ),
+        ] {
+            let document = Document::read(old.as_bytes()).unwrap();
+            let told = [&unused, &open, &paused].map(|new| fleet_is_on_v2(&document, new));
+            assert_eq!(told, [on_unused, on_open, on_paused], "{old}");
+        }
     }
 }

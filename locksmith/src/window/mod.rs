@@ -67,14 +67,6 @@ pub enum State {
     },
 }
 
-impl State {
-    /// Whether a reboot may begin.
-    #[must_use]
-    pub fn is_open(self) -> bool {
-        !matches!(self, Self::Closed { .. })
-    }
-}
-
 impl Schedule {
     /// Windows in local time of `zone`. They may overlap.
     #[must_use]
@@ -143,24 +135,6 @@ impl Schedule {
             lines.push(format!("No reboots on {}", days.join(", ")));
         }
         lines
-    }
-
-    /// What the daemon logs at `at` when it waits until `opens`, in the original's words.
-    #[must_use]
-    pub fn describe_wait(&self, at: Timestamp, opens: Timestamp) -> [String; 2] {
-        let (begin, end) = (self.print(opens), self.print(self.last_open(opens)));
-        let wait = duration::print(at.duration_until(opens));
-        [
-            format!("Next window begins at {begin} and ends at {end}"),
-            format!("Waiting for {wait} to reboot."),
-        ]
-    }
-
-    /// A moment in local time as Go prints it: `2027-05-21 00:15:00 +0000 UTC`.
-    fn print(&self, at: Timestamp) -> String {
-        at.to_zoned_datetime(self.zone.clone())
-            .strftime("%Y-%m-%d %H:%M:%S%.f %z %Z")
-            .to_string()
     }
 
     /// The first instant from `from` on, itself included, that is open.

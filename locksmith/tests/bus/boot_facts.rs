@@ -1,7 +1,7 @@
 //! The facts of a boot, from the files of a machine.
 
 use gptprio::USR_TYPE;
-use locksmith::boot_facts::{SlotMark, boot_id, slot_mark, version};
+use locksmith::boot_facts::{SlotMark, boot_id, slot_mark, slot_type, version};
 
 use crate::machine::Machine;
 
@@ -46,6 +46,31 @@ fn without_slots_nothing_has_to_be_marked_and_a_broken_table_is_an_error() {
         "22 1 0:21 / / rw - overlay overlay rw\n",
     );
     assert_eq!(mark().unwrap(), SlotMark::NoSlots);
+}
+
+#[test]
+fn the_updater_says_which_partitions_are_slots() {
+    let machine = Machine::updated();
+    let found = || slot_type(&machine.root());
+    let path = "/etc/update-engine/update.conf";
+    assert_eq!(found().unwrap(), USR_TYPE);
+    let other = "c95dc21a-df0e-4340-8d7b-26cbfa9a03e0";
+    for (content, expected) in [
+        (
+            format!("SLOT_TYPE_GUID={}\n", other.to_uppercase()),
+            Some(other.parse().unwrap()),
+        ),
+        (
+            format!("GROUP=x\nSLOT_TYPE_GUID=\"{other}\""),
+            Some(other.parse().unwrap()),
+        ),
+        ("SLOT_TYPE_GUID=\n".to_owned(), Some(USR_TYPE)),
+        ("#SLOT_TYPE_GUID=x\n".to_owned(), Some(USR_TYPE)),
+        ("SLOT_TYPE_GUID=usr\n".to_owned(), None),
+    ] {
+        machine.write(path, &content);
+        assert_eq!(found().ok(), expected, "{content}");
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use locksmith::hooks::Phase;
+use locksmith::config::Settings;
 
 const UNIT: &str = include_str!("../../dist/locksmithd.service");
 const README: &str = include_str!("../../dist/README.md");
@@ -36,10 +36,11 @@ fn the_unit_is_understood_by_systemd() {
 
 #[test]
 fn the_list_for_distributions_names_what_the_code_looks_for() {
+    let hooks = Settings::default().hooks;
     for path in [
         DAEMON,
-        Phase::BeforeReboot.folder(),
-        Phase::AfterReboot.folder(),
+        hooks.before_dir.to_str().unwrap(),
+        hooks.after_dir.to_str().unwrap(),
         locksmith::coordinator_conf::PATH,
     ] {
         assert!(README.contains(path), "{path}");

@@ -7,8 +7,9 @@ use std::io::{self, Read};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use gptprio::USR_TYPE;
 use locksmith::bus::{Inhibition, RefusedReboot};
-use locksmith::reboot::kexec::{KexecError, KexecOptions, KexecPlan, Loader};
+use locksmith::reboot::kexec::{KexecError, KexecPlan, Loader};
 use locksmith::reboot::{Begun, RebootError, Rebooter};
 use locksmith::semaphore::Mode;
 
@@ -82,12 +83,7 @@ impl Scene {
             seen: Mutex::default(),
             meanwhile,
         });
-        let rebooter = Rebooter::with_loader(
-            machine.root(),
-            login,
-            KexecOptions::default(),
-            kernel.clone(),
-        );
+        let rebooter = Rebooter::with_loader(machine.root(), login, USR_TYPE, kernel.clone());
         Self {
             machine,
             logind,
@@ -127,7 +123,7 @@ impl Scene {
 }
 
 fn plan(machine: &Machine) -> Result<KexecPlan, KexecError> {
-    KexecPlan::make(&machine.root(), &KexecOptions::default())
+    KexecPlan::make(&machine.root(), USR_TYPE)
 }
 
 #[test]

@@ -197,6 +197,7 @@ async fn a_target_is_active_inactive_or_not_there() {
     let systemd = Systemd::new(&bus.bus());
     for (unit, .., expected) in table {
         assert_eq!(systemd.is_active(unit).await.unwrap(), expected, "{unit}");
+        assert_eq!(systemd.may_run(unit).await, expected.is_some(), "{unit}");
     }
 }
 
@@ -208,6 +209,8 @@ async fn without_systemd_there_is_no_target_and_without_a_bus_nobody_knows() {
         systemd.is_active("boot-complete.target").await.unwrap(),
         None
     );
+    assert!(!systemd.may_run("etcd.service").await);
     bus.stop();
     assert!(systemd.is_active("boot-complete.target").await.is_err());
+    assert!(systemd.may_run("etcd.service").await);
 }

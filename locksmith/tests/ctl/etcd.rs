@@ -4,6 +4,10 @@
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
+use gptprio::machine::Root;
+use locksmith::config::{Fragment, Program, Settings};
+use locksmith::semaphore::Look;
+use locksmith::store::SemaphoreStore as _;
 use system_tests::etcd::{Setup, Tls};
 
 use crate::server::Server;
@@ -60,6 +64,41 @@ fn looking_writes_nothing_and_locking_writes_the_originals_document() {
         get(&etcd, &[DOCUMENT]),
         "{\"semaphore\":0,\"max\":2,\"holders\":[\"a\",\"b\"]}"
     );
+}
+
+/// With the `auto` of a daemon that began while the fleet was on v2.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_agent_follows_a_fleet_that_moves() {
+    let etcd = Server::start();
+    let session = Session::new().variable("LOCKSMITHCTL_ENDPOINT", etcd.endpoint(0));
+    session.stdout(&["-api", "v2", "lock", "a"]);
+
+    let root = tempfile::tempdir().unwrap();
+    let endpoint = etcd.endpoint(0);
+    let variables = |name: &str| (name == "LOCKSMITHD_ENDPOINT").then(|| endpoint.clone());
+    let loaded = Settings::load(
+        &Root::at(root.path()).unwrap(),
+        Program::Daemon,
+        variables,
+        Fragment::default(),
+    );
+    let store = loaded.unwrap().settings.open_store().unwrap();
+    let look = Look::default();
+    let seen = store.load(&look).await.unwrap();
+    assert!(seen.document_only && seen.places().holds(&"a".into()));
+    let none = store.grant_lease(Duration::from_secs(60)).await.unwrap();
+
+    assert_eq!(session.run(&["migrate"]).status.code(), Some(1));
+    assert!(store.load(&look).await.unwrap().document_only);
+    session.stdout(&["unlock", "a"]);
+    session.stdout(&["migrate"]);
+    assert!(!store.load(&look).await.unwrap().document_only);
+    // Whoever waited with a lease of v2 is told to get another one.
+    assert!(!store.keep_alive(none).await.unwrap());
+
+    // What is written to v2 now moves no running agent back.
+    session.stdout(&["-api", "v2", "set-max", "1"]);
+    assert!(!store.load(&look).await.unwrap().document_only);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::net::TcpListener;
 use std::path::Path;
+use std::process::Command;
 
 use crate::server::Server;
 use crate::transcript::Session;
@@ -66,6 +67,13 @@ fn a_fleet_moves_from_v2_to_v3() {
     in_etcd(root.path(), &etcd, "auto").play("migrate.txt");
 }
 
+/// One that also has a lock on v3, from before anybody noticed.
+#[test]
+fn a_fleet_of_the_original_is_met_on_v2() {
+    let (root, etcd) = (machine(), Server::start());
+    in_etcd(root.path(), &etcd, "auto").play("auto.txt");
+}
+
 #[test]
 fn mistakes_in_files_are_told() {
     let root = machine();
@@ -87,6 +95,51 @@ fn the_grammar_is_gos() {
     bare.word(dump.join("\n"), "{HELP}")
         .word(env!("CARGO_PKG_VERSION"), "{VERSION}")
         .play("usage.txt");
+}
+
+/// The daemon is the same program by another name.
+#[test]
+fn the_daemon_explains_itself_and_refuses_a_mistyped_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let daemon = folder.path().join("locksmithd");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_locksmithctl"), &daemon).unwrap();
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(&daemon);
+        let output = command.args(arguments).env_clear().output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        (output.status.code(), text)
+    };
+    let (code, help) = run(&["--help"]);
+    assert_eq!(code, Some(0));
+    assert!(help.starts_with("Usage of locksmithd:\n"), "{help}");
+    assert!(help.contains("locksmithd serve-fleetlock"), "{help}");
+    let (code, help) = run(&["serve-fleetlock", "-help"]);
+    assert_eq!(code, Some(0));
+    assert!(help.contains("-listen"), "{help}");
+
+    let (code, told) = run(&["serve-fleetlok"]);
+    assert!(
+        code != Some(0) && told.contains("locksmithd serve-fleetlock"),
+        "{told}"
+    );
+    // Other words are ignored, as ever.
+    let root = folder.path().to_str().unwrap();
+    let off = &["-root", root, "now"];
+    std::fs::create_dir_all(folder.path().join("etc/locksmith")).unwrap();
+    let file = folder.path().join("etc/locksmith/locksmith.toml");
+    std::fs::write(&file, "strategy = 'off'\n").unwrap();
+    let (code, told) = run(off);
+    assert_eq!(code, Some(0), "{told}");
+    assert!(told.contains("ignores \"now\""), "{told}");
+    // So is what else is wrong with the settings of a machine that never reboots.
+    std::fs::write(&file, "strategy = 'off'\nqueue_rank = -1\n").unwrap();
+    let (code, told) = run(off);
+    assert_eq!(code, Some(0), "{told}");
+    assert!(told.contains("queue_rank"), "{told}");
+    let held = folder.path().join("var/lib/locksmith/held");
+    std::fs::create_dir_all(held.parent().unwrap()).unwrap();
+    std::fs::write(held, "").unwrap();
+    assert_eq!(run(off).0, Some(1));
 }
 
 #[test]

@@ -4,8 +4,13 @@
 use std::path::Path;
 use std::process::Output;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use futures_util::StreamExt;
+use locksmith::group::GroupName;
+use locksmith::semaphore::places::{Acquire, Request, acquire};
+use locksmith::semaphore::{Holder, Kind, LeaseId, Look, Phase, failures};
+use locksmith::store::{FileStore, SemaphoreStore as _};
 use tempfile::TempDir;
 use zbus::{Connection, MatchRule, MessageStream, interface};
 
@@ -156,6 +161,68 @@ async fn a_refused_reboot_gives_back_what_it_took_and_nothing_else() {
     assert_eq!(run(&session, &["reboot"]).await.status.code(), Some(1));
     assert_eq!(holder(&session).await.unwrap()["kind"], "manual");
     assert_eq!(logind.reboots(), 0);
+}
+
+/// The agent has its place already, and its deadline with it.
+#[tokio::test]
+async fn a_refused_reboot_leaves_the_agents_place_its_deadline() {
+    if !is_root() {
+        return;
+    }
+    let bus = PrivateBus::start();
+    let logind = Logind {
+        blocked: true,
+        ..Logind::default()
+    };
+    let _connection = logind.start(&bus).await;
+    let (root, session) = machine(&bus);
+    let store = FileStore::new(&root.path().join("lock"), &GroupName::default());
+    let request = Request {
+        id: "aaaa".into(),
+        rank: 100,
+        holder: Holder::new(Kind::Reboot, "agent"),
+        confirm: true,
+        ticket_lease: LeaseId::default(),
+        deadline_lease: store.grant_lease(Duration::from_secs(3600)).await.unwrap(),
+    };
+    let snapshot = store.load(&Look::default()).await.unwrap();
+    let Acquire::Commit { transaction, .. } = acquire(&snapshot, &request, None, false, 0) else {
+        panic!("no place");
+    };
+    store.commit(&transaction).await.unwrap();
+
+    assert_eq!(run(&session, &["reboot"]).await.status.code(), Some(1));
+    let after = store.load(&Look::default()).await.unwrap();
+    let record = after.holders[&"aaaa".into()].value.as_ref().unwrap();
+    assert_eq!(record.phase, Phase::Draining);
+    assert!(after.deadlines.contains(&"aaaa".into()));
+    // The agent may write a new one.
+    assert_eq!(failures::mark_overdue(&after, 0), None);
+}
+
+#[tokio::test]
+async fn the_settings_of_reboots_hold_for_the_command() {
+    if !is_root() {
+        return;
+    }
+    let bus = PrivateBus::start();
+    let logind = Logind {
+        blocked: true,
+        ..Logind::default()
+    };
+    let _connection = logind.start(&bus).await;
+    let (root, session) = machine(&bus);
+    let folder = root.path().join("etc/locksmith");
+    std::fs::create_dir(&folder).unwrap();
+    let settings = "inhibitors = \"ignore\"\nreboot_method = \"kexec\"\n\
+                    [health]\ndeadline = \"2h\"\nsoak = \"0s\"\n";
+    std::fs::write(folder.join("locksmith.toml"), settings).unwrap();
+    let output = run(&session, &["reboot"]).await;
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(logind.reboots(), 1);
+    assert_eq!(holder(&session).await.unwrap()["mode"], "kexec");
+    let lock = std::fs::read_to_string(root.path().join("lock")).unwrap();
+    assert!(lock.contains("7200"), "{lock}");
 }
 
 #[tokio::test]

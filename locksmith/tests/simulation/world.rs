@@ -737,7 +737,11 @@ impl World {
             }
             Action::Reboot(_) => self.reboot(number, few),
             Action::FleetLock(_) => panic!("nobody here speaks to a FleetLock server"),
-            Action::Publish(_) | Action::Remember(_) | Action::Say(..) | Action::GiveUpReboot => {}
+            Action::Publish(_)
+            | Action::Remember(_)
+            | Action::Say(..)
+            | Action::TellUsers
+            | Action::GiveUpReboot => {}
         }
     }
 

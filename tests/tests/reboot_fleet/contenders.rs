@@ -157,6 +157,10 @@ impl Machine for Contender {
         Box::pin(async { Ok(false) })
     }
 
+    fn tell_users(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+
     /// The place is there; nothing follows.
     fn drain<'a>(&'a self, _to: &'a str) -> BoxFuture<'a, Result<(), String>> {
         self.counts.drained.fetch_add(1, Ordering::Relaxed);

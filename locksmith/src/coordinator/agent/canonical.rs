@@ -24,6 +24,9 @@ impl Agent {
     /// next try, as if it had just ended.
     pub(in crate::coordinator) fn canonical(&mut self, names: &dyn Names) {
         self.nonces = 0;
+        // Decides nothing where places have records.
+        self.may_hold = true;
+        self.announced = None;
         self.store_pace = Pace::STORE;
         self.refused_pace = Pace::REFUSED;
         self.reboot_pace = Pace::REBOOT;

@@ -9,7 +9,9 @@ use crate::coordinator::{
     Published, Window,
 };
 use crate::machine_id::MachineId;
-use crate::semaphore::{Document, Holder, Key, LeaseId, Look, Mode, Record, Snapshot, Transaction};
+use crate::semaphore::{
+    Document, Holder, Key, LeaseId, Look, Mode, Record, Snapshot, Transaction, Write,
+};
 use crate::store::{Fault, MemoryGroup, StoreError};
 
 /// The machine is called `a`.
@@ -38,6 +40,10 @@ pub(super) struct Bench {
     /// The server's answers to requests for a place and to those that give it
     /// back.
     pub(super) fleet_lock: [Result<(), String>; 2],
+    /// Whether the store keeps the document alone, as etcd's v2 API does.
+    pub(super) document_only: bool,
+    /// Whether the machine's record says nothing to anybody.
+    pub(super) unreadable: bool,
     /// Whether a reboot that is asked for begins.
     pub(super) shuts_down: bool,
     /// Faults of the next calls of the store; none: it works.
@@ -88,6 +94,8 @@ impl Bench {
             hooks: Ok(()),
             logind: Ok(()),
             fleet_lock: [Ok(()), Ok(())],
+            document_only: false,
+            unreadable: false,
             shuts_down: true,
             faults: VecDeque::new(),
             calls: 0,
@@ -170,7 +178,20 @@ impl Bench {
     }
 
     pub(super) fn snapshot(&mut self) -> Snapshot {
-        self.group.load(&Look::default())
+        self.load(&Look::default())
+    }
+
+    fn load(&self, look: &Look) -> Snapshot {
+        let mut snapshot = Snapshot {
+            document_only: self.document_only,
+            ..self.group.load(look)
+        };
+        if self.unreadable
+            && let Some(record) = Arc::make_mut(&mut snapshot.holders).get_mut(&Self::id())
+        {
+            Arc::make_mut(record).value = None;
+        }
+        snapshot
     }
 
     pub(super) fn places(&mut self) -> Document {
@@ -196,7 +217,7 @@ impl Bench {
         self.running == version && self.stage() == "idle" && !self.places().holds(&Self::id())
     }
 
-    fn advance(&mut self, time: Duration) {
+    pub(super) fn advance(&mut self, time: Duration) {
         // The process keeps its lease alive while time passes.
         let end = self.clock + time;
         while self.clock < end {
@@ -271,6 +292,7 @@ impl Bench {
                 self.watched = Some((keys.clone(), *after));
                 return false;
             }
+            Action::TellUsers => return self.show("tell users"),
             Action::GiveUpReboot => return self.show("reboot given up"),
             Action::Publish(Published::Running) => return self.show("running"),
             Action::Publish(Published::RebootPlanned) => return self.show("planned"),
@@ -278,7 +300,7 @@ impl Bench {
             Action::Remember(held) => return self.show(&format!("remember {held}")),
             Action::Say(_, words) => return self.show(&format!("\"{words}\"")),
             Action::Load(look) => Event::Loaded(match self.fault() {
-                None => Ok(Arc::new(self.group.load(look))),
+                None => Ok(Arc::new(self.load(look))),
                 Some(_) => Err("no store".into()),
             }),
             Action::Commit(transaction) => Event::Committed(self.commit(transaction)),
@@ -319,7 +341,12 @@ impl Bench {
             Some(Fault::RequestLost) => return CommitOutcome::Unknown("no answer".into()),
             Some(Fault::ReplyLost) | None => {}
         }
-        match self.group.commit(transaction) {
+        let mut transaction = transaction.clone();
+        if self.document_only {
+            let then = &mut transaction.then;
+            then.retain(|write| matches!(write, Write::Put(Key::Document, _, _)));
+        }
+        match self.group.commit(&transaction) {
             _ if fault.is_some() => CommitOutcome::Unknown("no answer".into()),
             Ok(done) => CommitOutcome::Done(done),
             Err(StoreError::LeaseGone { .. }) => CommitOutcome::LeaseGone,

@@ -31,6 +31,70 @@ fn a_commit_that_comes_late_does_not_undo_a_later_step() {
     }
 }
 
+/// On v2 nothing but the time tells whose a place is.
+#[test]
+fn a_lock_by_hand_without_a_record_stays_and_a_place_of_its_own_goes_back() {
+    let mut bench = semaphore();
+    bench.document_only = true;
+    bench.restart();
+    // It reboots with a place, gives it back after that, and listens.
+    bench.live_until(HOUR, |bench| bench.reboots == 1 && bench.stage() == "idle");
+    assert!(bench.is_done(2), "{:?}", bench.seen);
+    bench.others(|snapshot| take(snapshot, "a", Kind::Manual));
+    bench.run(3 * HOUR, |_| false);
+    assert!(bench.places().holds(&Bench::id()), "{:?}", bench.seen);
+    // An update that came and went changes nothing.
+    for applied in [Some(3), None] {
+        bench.window = Window::Closed(None);
+        bench.applied = Ok(applied);
+        bench.tell(Event::UpdaterChanged);
+        bench.run(HOUR, |_| false);
+    }
+    assert!(bench.places().holds(&Bench::id()), "{:?}", bench.seen);
+    // At the start it may be from before the reboot.
+    bench.restart();
+    bench.run(HOUR, |_| false);
+    assert!(!bench.places().holds(&Bench::id()), "{:?}", bench.seen);
+}
+
+#[test]
+fn neither_long_programs_nor_a_long_soak_make_a_healthy_machine_late() {
+    let mut bench = Bench::new(Options {
+        soak: 2 * HOUR,
+        ..options(Lock::Semaphore)
+    });
+    assert!(bench.run(HOUR, |bench| bench.stage() == "draining"));
+    bench.advance(5 * HOUR);
+    assert_eq!(failures::mark_overdue(&bench.snapshot(), 0), None);
+    assert!(bench.live_until(HOUR, |bench| bench.stage() == "verifying"));
+    let verifying = |bench: &Bench| bench.stage() != "verifying";
+    while !bench.run(Duration::from_secs(60), verifying) {
+        assert_eq!(failures::mark_overdue(&bench.snapshot(), 0), None);
+    }
+    bench.live();
+    assert!(bench.is_done(2), "{:?}", bench.seen);
+}
+
+#[test]
+fn an_agent_that_is_gone_while_its_programs_run_is_late() {
+    let mut bench = semaphore();
+    assert!(bench.run(HOUR, |bench| bench.stage() == "draining"));
+    bench.clock += HOUR;
+    bench.group.advance(bench.clock);
+    assert!(failures::mark_overdue(&bench.snapshot(), 0).is_some());
+}
+
+#[test]
+fn a_place_whose_record_cannot_be_read_goes_back() {
+    let mut bench = semaphore();
+    assert!(bench.run(HOUR, |bench| bench.reboots == 1));
+    bench.unreadable = true;
+    bench.power_cycle();
+    bench.live();
+    assert!(bench.is_done(2), "{:?}", bench.seen);
+    assert!(bench.holder().is_none());
+}
+
 #[test]
 fn a_new_process_does_not_use_the_nonces_of_the_one_before() {
     let mut nonces = Vec::new();

@@ -541,6 +541,24 @@ fn people_are_warned_and_nobody_else_is_waited_for() {
 }
 
 #[test]
+fn people_are_told_again_when_the_place_comes_long_after_the_warning() {
+    for (minutes, expected) in [(1, 0), (3 * 60, 1)] {
+        let mut bench = Bench::new(Options {
+            warning: Duration::from_secs(300),
+            ..options(Lock::Semaphore)
+        });
+        bench.people = true;
+        bench.others(|snapshot| take(snapshot, "b", Kind::Reboot));
+        assert!(bench.run(HOUR, |bench| bench.stage() == "queued"));
+        bench.run(Duration::from_secs(60 * minutes), |_| false);
+        bench.others(|snapshot| places::unlock(snapshot, &"b".into(), "unlocked", 0));
+        assert!(bench.run(HOUR, |bench| bench.reboots == 1));
+        let told = bench.seen.iter().filter(|seen| *seen == "tell users");
+        assert_eq!(told.count(), expected, "{minutes}");
+    }
+}
+
+#[test]
 fn without_a_lock_the_store_is_not_touched() {
     let mut bench = Bench::new(options(Lock::None));
     bench.live();
@@ -584,6 +602,20 @@ fn a_fleet_lock_server_is_asked_and_told() {
         about,
         ["tell server", "ask server", "reboot", "tell server"]
     );
+}
+
+#[test]
+fn a_fleet_lock_server_that_takes_nothing_back_is_told_again() {
+    let mut bench = Bench::new(options(Lock::FleetLock));
+    bench.fleet_lock[1] = Err("no answer".into());
+    bench.run(HOUR, |_| false);
+    let says = |bench: &Bench, words: &str| bench.seen.iter().any(|seen| seen.starts_with(words));
+    let failed = "\"Unlocking old locks failed: no answer. Retrying in ";
+    assert!(says(&bench, failed), "{:?}", bench.seen);
+    assert!(!says(&bench, "\"Failed to acquire"));
+    bench.fleet_lock[1] = Ok(());
+    bench.live();
+    assert!(bench.is_done(2));
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! Failures, budget, halt; max, pause, and what hands have left crooked.
 
+use std::sync::Arc;
+
 use super::{Group, request};
 use crate::semaphore::failures::{
     budget_left, clear_halt, halt, mark_failed, mark_overdue, unlock_lost,
 };
-use crate::semaphore::places::{Acquire, Refusal, acquire};
+use crate::semaphore::places::{Acquire, Refusal, acquire, unlock};
 use crate::semaphore::steering::{Finding, check, pause, resume, set_max, set_policy};
 use crate::semaphore::{
     Document, Halt, Key, LeaseId, Max, Paused, Phase, Record, Transaction, Write,
@@ -249,6 +251,23 @@ fn max_is_written_as_a_number_or_a_share() {
         let error = text.parse::<Max>().unwrap_err();
         assert_eq!(error.to_string(), format!("Invalid maximum value: {text}"));
     }
+}
+
+#[test]
+fn a_record_that_cannot_be_read_is_told() {
+    let mut group = Group::new(3);
+    group.join("a", 100);
+    let mut snapshot = group.look();
+    let records = Arc::make_mut(&mut snapshot.holders);
+    Arc::make_mut(records.get_mut(&"a".into()).unwrap()).value = None;
+    let (findings, transaction) = check(&snapshot);
+    assert_eq!(
+        (findings, transaction),
+        (vec![Finding::Unreadable("a".into())], None)
+    );
+    assert_ne!(snapshot.holders, group.look().holders);
+    group.must(&unlock(&snapshot, &"a".into(), "released", 0).unwrap());
+    assert!(group.look().holders.is_empty() && group.holders().is_empty());
 }
 
 #[test]

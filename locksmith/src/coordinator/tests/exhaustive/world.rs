@@ -779,6 +779,7 @@ impl<'a> Round<'a> {
                 | Action::CheckHealth { .. }
                 | Action::Reboot(_) => local = Some(action),
                 Action::GiveUpReboot
+                | Action::TellUsers
                 | Action::KeepAlive(_)
                 | Action::Watch(..)
                 | Action::Publish(_)
