@@ -10,7 +10,8 @@
 //! Looking is quick and reading is not: a [survey](Scanner::survey) notices what has
 //! come, gone or got other labels, and what is new is then [read](Scanner::read_next)
 //! file by file. What is not there is not offered; what cannot be looked at for a
-//! moment stays as it was known.
+//! moment stays as it was known. What is there, is another than before and cannot be
+//! opened is not known any more.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Metadata};
@@ -74,9 +75,15 @@ struct Seen {
     identity: FileIdentity,
     content: Content,
     /// What its sidecar says, or why that is not known.
-    sidecar: Option<Result<Sidecar, String>>,
+    sidecar: Option<Result<SeenSidecar, String>>,
     /// Until it has been read: not before this time.
     read_at: Option<SystemTime>,
+}
+
+#[derive(Debug, Clone)]
+struct SeenSidecar {
+    identity: FileIdentity,
+    said: Sidecar,
 }
 
 /// What is in a file, as far as it matters here.
@@ -180,7 +187,13 @@ impl Scanner {
             let sidecar = sidecar_path(path);
             let has_sidecar =
                 listing.files.contains(&sidecar) || listing.unreadable.contains_key(&sidecar);
-            match self.look(path, has_sidecar, now) {
+            let before = self.files.get(path);
+            let sidecar = if has_sidecar {
+                look_at_sidecar(sidecar, before, &mut listing.unreadable)
+            } else {
+                None
+            };
+            match look(path, before, sidecar, now) {
                 Ok(seen) => {
                     files.insert(path.clone(), seen);
                 }
@@ -227,7 +240,7 @@ impl Scanner {
         seen.content = match examine(path, seen.identity, &self.stop) {
             Ok(Some(content)) => content,
             Ok(None) => return false,
-            Err(error) => Content::Unreadable(format!("it cannot be read: {error}")),
+            Err(error) => Content::unreadable(&error),
         };
         seen.read_at = match seen.content {
             // It has changed meanwhile, or may be all right the next time.
@@ -323,37 +336,6 @@ impl Scanner {
         })
     }
 
-    /// What is in the file, from memory if it has not changed.
-    fn look(&self, path: &Path, has_sidecar: bool, now: SystemTime) -> io::Result<Seen> {
-        let identity = FileIdentity::of(&path.metadata()?);
-        let before = self.files.get(path);
-        let sidecar = if has_sidecar {
-            look_at_sidecar(&sidecar_path(path), before)
-        } else {
-            None
-        };
-        let (content, read_at) = match before {
-            Some(seen) if seen.identity == identity => (seen.content.clone(), seen.read_at),
-            // It may have been written to and its time set back, so it is read again. Until
-            // then it stays on offer: no byte goes out that was not hashed.
-            Some(seen)
-                if seen.identity.differs_in_attributes(&identity)
-                    && matches!(seen.content, Content::Payload(_)) =>
-            {
-                (seen.content.clone(), Some(now))
-            }
-            _ if !begins_with_magic(&mut File::open(path)?)? => (Content::NotAPayload, None),
-            _ if has_rested(&identity, now) => (Content::Unread, Some(now)),
-            _ => (Content::Unsettled, Some(now + SETTLED)),
-        };
-        Ok(Seen {
-            identity,
-            content,
-            sidecar,
-            read_at,
-        })
-    }
-
     /// What the file is in the catalogue; `None` unless it is a payload.
     fn artifact(&self, path: &Path, seen: &Seen) -> Option<Result<Artifact, String>> {
         let facts = match &seen.content {
@@ -387,7 +369,7 @@ impl Scanner {
     fn labels(
         &self,
         path: &Path,
-        sidecar: Option<&Result<Sidecar, String>>,
+        sidecar: Option<&Result<SeenSidecar, String>>,
         facts: &Facts,
     ) -> Result<(String, Labels), String> {
         let relative = path.strip_prefix(&self.folder).unwrap_or(path);
@@ -396,7 +378,7 @@ impl Scanner {
             .and_then(|_| path.file_name()?.to_str())
             .ok_or("its name is not utf-8")?;
         let sidecar = match sidecar {
-            Some(Ok(sidecar)) => Some(sidecar),
+            Some(Ok(sidecar)) => Some(&sidecar.said),
             Some(Err(reason)) => return Err(format!("{name}.json: {reason}")),
             None => None,
         };
@@ -439,12 +421,18 @@ impl Seen {
             Content::Payload(facts) => Some(facts),
             _ => None,
         };
-        let said = sidecar.and_then(|sidecar| sidecar.app_id.as_deref());
+        let said = sidecar.and_then(|sidecar| sidecar.said.app_id.as_deref());
         let signed = facts.and_then(|facts| facts.release.app_id.as_deref());
         let ids = said.into_iter().chain(signed);
         ids.filter(|id| {
             !matches!(self.content, Content::NotAPayload) && !same_app_id(id, OS_APP_ID)
         })
+    }
+}
+
+impl Content {
+    fn unreadable(error: &io::Error) -> Self {
+        Self::Unreadable(format!("it cannot be read: {error}"))
     }
 }
 
@@ -496,6 +484,41 @@ fn is_due(at: SystemTime, now: SystemTime) -> bool {
 fn has_rested(identity: &FileIdentity, now: SystemTime) -> bool {
     now.duration_since(identity.modified)
         .is_ok_and(|age| age >= SETTLED)
+}
+
+/// What is in the file, from memory if it has not changed.
+fn look(
+    path: &Path,
+    before: Option<&Seen>,
+    sidecar: Option<Result<SeenSidecar, String>>,
+    now: SystemTime,
+) -> io::Result<Seen> {
+    let identity = FileIdentity::of(&path.metadata()?);
+    let (content, read_at) = match before {
+        Some(seen) if seen.identity == identity => (seen.content.clone(), seen.read_at),
+        // It may have been written to and its time set back, so it is read again. Until
+        // then it stays on offer: no byte goes out that was not hashed.
+        Some(seen)
+            if seen.identity.differs_in_attributes(&identity)
+                && matches!(seen.content, Content::Payload(_)) =>
+        {
+            (seen.content.clone(), Some(now))
+        }
+        _ => match File::open(path).and_then(|mut file| begins_with_magic(&mut file)) {
+            Ok(false) => (Content::NotAPayload, None),
+            Ok(true) if has_rested(&identity, now) => (Content::Unread, Some(now)),
+            Ok(true) => (Content::Unsettled, Some(now + SETTLED)),
+            Err(error) if is_gone(&error) => return Err(error),
+            // What was known is of another file.
+            Err(error) => (Content::unreadable(&error), Some(now + SETTLED)),
+        },
+    };
+    Ok(Seen {
+        identity,
+        content,
+        sidecar,
+        read_at,
+    })
 }
 
 /// Reads the whole file once, in bounded memory: hashes it, and checks it as a
@@ -593,24 +616,43 @@ fn sidecar_path(path: &Path) -> PathBuf {
 }
 
 /// What a sidecar says, or why that is not known. One that cannot be read now says
-/// what it did before.
-fn look_at_sidecar(path: &Path, before: Option<&Seen>) -> Option<Result<Sidecar, String>> {
-    match read_sidecar(path) {
+/// what it did before, as long as it is not known to be another one.
+fn look_at_sidecar(
+    path: PathBuf,
+    before: Option<&Seen>,
+    unreadable: &mut BTreeMap<PathBuf, io::Error>,
+) -> Option<Result<SeenSidecar, String>> {
+    match read_sidecar(&path) {
         Ok(said) => Some(said),
         Err(error) if is_gone(&error) => None,
-        Err(error) => before
-            .and_then(|seen| seen.sidecar.clone())
-            .or_else(|| Some(Err(format!("cannot be read: {error}")))),
+        Err(error) => match before.and_then(|seen| seen.sidecar.as_ref()) {
+            Some(Ok(sidecar)) if !sidecar.has_changed(&path) => {
+                unreadable.insert(path, error);
+                Some(Ok(sidecar.clone()))
+            }
+            _ => Some(Err(format!("cannot be read: {error}"))),
+        },
     }
 }
 
-fn read_sidecar(path: &Path) -> io::Result<Result<Sidecar, String>> {
+impl SeenSidecar {
+    /// Where not even that can be told, it has not.
+    fn has_changed(&self, path: &Path) -> bool {
+        path.metadata()
+            .is_ok_and(|metadata| FileIdentity::of(&metadata) != self.identity)
+    }
+}
+
+fn read_sidecar(path: &Path) -> io::Result<Result<SeenSidecar, String>> {
+    let file = File::open(path)?;
+    // Before the text, so that one written to meanwhile is another one.
+    let identity = FileIdentity::of(&file.metadata()?);
     let mut text = Vec::new();
-    File::open(path)?
-        .take(MAX_SIDECAR_BYTES + 1)
-        .read_to_end(&mut text)?;
+    file.take(MAX_SIDECAR_BYTES + 1).read_to_end(&mut text)?;
     if u64::try_from(text.len()).is_ok_and(|length| length > MAX_SIDECAR_BYTES) {
         return Ok(Err(format!("is longer than {MAX_SIDECAR_BYTES} bytes")));
     }
-    Ok(serde_json::from_slice(&text).map_err(|error| error.to_string()))
+    Ok(serde_json::from_slice(&text)
+        .map(|said| SeenSidecar { identity, said })
+        .map_err(|error| error.to_string()))
 }

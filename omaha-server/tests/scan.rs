@@ -2,13 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panic")]
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::Write;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
+use nix::unistd::{Uid, geteuid, setfsuid};
 use omaha_protocol::OS_APP_ID;
 use omaha_server::catalogue::Catalogue;
 use omaha_server::labels::Defaults;
@@ -187,12 +188,11 @@ fn what_goes_or_is_relabelled_is_noticed_before_anything_new_is_read() {
 
 #[test]
 fn a_payload_with_new_attributes_stays_on_offer_while_it_is_read_again() {
-    use std::os::unix::fs::PermissionsExt;
     let mut folder = Folder::new();
     folder.put("update-1.2.3.payload", FULL);
     let path = folder.path("update-1.2.3.payload");
     let before = folder.scan();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
     let now = SystemTime::now() + Duration::from_secs(3600);
     folder.scanner.survey(now).unwrap();
     assert_eq!(folder.scanner.catalogue(), before);
@@ -275,6 +275,99 @@ fn what_cannot_be_looked_at_for_a_moment_stays_on_offer() {
     fs::rename(&root, folder.path("gone")).unwrap();
     assert!(folder.scanner.survey(SystemTime::now()).is_err());
     assert_eq!(folder.scanner.catalogue(), Catalogue::default());
+}
+
+/// Runs `scan` as somebody who may look at everything in `folder` and open only what
+/// its mode lets everybody open; root could open all.
+fn as_nobody<T>(folder: &Path, scan: impl FnOnce() -> T) -> T {
+    /// Counts for this thread alone.
+    struct Restored(Uid);
+    impl Drop for Restored {
+        fn drop(&mut self) {
+            setfsuid(self.0);
+        }
+    }
+    fs::set_permissions(folder, Permissions::from_mode(0o755)).unwrap();
+    let _restored = geteuid()
+        .is_root()
+        .then(|| Restored(setfsuid(Uid::from_raw(65534))));
+    scan()
+}
+
+/// Moves a file that nobody may open to `path`.
+fn replace_with_closed(path: &Path, content: &[u8]) {
+    let closed = path.with_file_name(".closed");
+    fs::write(&closed, content).unwrap();
+    fs::set_permissions(&closed, Permissions::from_mode(0o000)).unwrap();
+    fs::rename(&closed, path).unwrap();
+}
+
+fn open_again(path: &Path) {
+    fs::set_permissions(path, Permissions::from_mode(0o644)).unwrap();
+}
+
+#[test]
+fn what_is_replaced_by_something_closed_is_not_offered_until_it_can_be_read() {
+    let mut folder = Folder::new();
+    let (payload, sidecar) = ("update-1.2.3.payload", "update-1.2.3.payload.json");
+    let root = folder.folder.path().to_owned();
+    folder.put(payload, FULL);
+    assert_eq!(offered(&folder.scan()), [(payload, "1.2.3")]);
+
+    replace_with_closed(&folder.path(payload), SIGNED);
+    for _ in 0..2 {
+        let catalogue = as_nobody(&root, || folder.scan());
+        assert!(offered(&catalogue).is_empty());
+        let reason = reason(&catalogue, payload);
+        assert!(
+            reason.starts_with("it cannot be read: Permission"),
+            "{reason}"
+        );
+        assert!(!reason.contains("as it was"), "{reason}");
+    }
+    open_again(&folder.path(payload));
+    let signed = u64::try_from(SIGNED.len()).unwrap();
+    assert_eq!(folder.scan().artifacts[0].size, signed);
+
+    // With the labels of before it might go to more machines than it should now.
+    for before in [None, Some(&b"{}"[..])] {
+        if let Some(before) = before {
+            folder.put(sidecar, before);
+        }
+        assert_eq!(folder.scan().artifacts.len(), 1);
+        replace_with_closed(&folder.path(sidecar), br#"{"track": "beta"}"#);
+        for _ in 0..2 {
+            let catalogue = as_nobody(&root, || folder.scan());
+            assert!(offered(&catalogue).is_empty());
+            let why = reason(&catalogue, payload);
+            assert!(why.contains(".json: cannot be read: Permission"), "{why}");
+            assert!(reason(&catalogue, sidecar).contains("cannot be read"));
+        }
+        open_again(&folder.path(sidecar));
+        let catalogue = folder.scan();
+        assert_eq!(catalogue.artifacts[0].labels.track.as_deref(), Some("beta"));
+        assert!(catalogue.left_out.is_empty(), "{:?}", catalogue.left_out);
+        fs::remove_file(folder.path(sidecar)).unwrap();
+    }
+}
+
+#[test]
+fn a_sidecar_that_is_the_same_but_cannot_be_opened_counts_and_is_told() {
+    let mut folder = Folder::new();
+    let (payload, sidecar) = ("update-1.2.3.payload", "update-1.2.3.payload.json");
+    let root = folder.folder.path().to_owned();
+    folder.put(payload, FULL);
+    folder.put(sidecar, br#"{"track": "beta"}"#);
+    // Its mode is what it was; who looks is another one.
+    fs::set_permissions(folder.path(sidecar), Permissions::from_mode(0o600)).unwrap();
+    let before = folder.scan();
+    if geteuid().is_root() {
+        let catalogue = as_nobody(&root, || folder.scan());
+        assert_eq!(catalogue.artifacts, before.artifacts);
+        let reason = reason(&catalogue, sidecar);
+        assert!(reason.ends_with("stays as it was"), "{reason}");
+    }
+    assert_eq!(folder.scan(), before);
 }
 
 #[test]
