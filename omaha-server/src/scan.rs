@@ -158,7 +158,8 @@ impl Scanner {
     /// Looks at the folder as it is and reads all that is new.
     pub fn scan(&mut self, now: SystemTime) -> Result<Catalogue, ServerError> {
         self.survey(now)?;
-        while self.read_next(now) {}
+        // The clock stands still, so that what fails is not read again in the same scan.
+        while self.read_next(|| now) {}
         Ok(self.catalogue())
     }
 
@@ -228,13 +229,15 @@ impl Scanner {
     }
 
     /// Reads one file that waits for it, from end to end. `false` when there is none,
-    /// or when it was told to stop.
-    pub fn read_next(&mut self, now: SystemTime) -> bool {
+    /// or when it was told to stop. `clock` is asked before and after.
+    pub fn read_next(&mut self, clock: impl Fn() -> SystemTime) -> bool {
+        let now = clock();
         let is_due = |seen: &Seen| seen.read_at.is_some_and(|at| is_due(at, now));
         let due = self.files.iter_mut().filter(|(_, seen)| is_due(seen));
-        // What is on offer anyway comes last.
-        let is_known = |seen: &Seen| matches!(seen.content, Content::Payload(_));
-        let Some((path, seen)) = due.min_by_key(|(_, seen)| is_known(seen)) else {
+        // What is on offer anyway and what has failed before hold nothing new up, and
+        // take turns.
+        let is_new = |seen: &Seen| matches!(seen.content, Content::Unsettled | Content::Unread);
+        let Some((path, seen)) = due.min_by_key(|(_, seen)| (!is_new(seen), seen.read_at)) else {
             return false;
         };
         seen.content = match examine(path, seen.identity, &self.stop) {
@@ -243,8 +246,11 @@ impl Scanner {
             Err(error) => Content::unreadable(&error),
         };
         seen.read_at = match seen.content {
-            // It has changed meanwhile, or may be all right the next time.
-            Content::Unsettled | Content::Unread | Content::Unreadable(_) => Some(now + SETTLED),
+            // It has changed meanwhile, or may be all right the next time. Reading may have
+            // taken longer than the wait.
+            Content::Unsettled | Content::Unread | Content::Unreadable(_) => {
+                Some(clock() + SETTLED)
+            }
             Content::NotAPayload | Content::Broken(_) | Content::Payload(_) => None,
         };
         true

@@ -200,7 +200,7 @@ fn rescan_forever(
 fn read_some(scanner: &mut Scanner, time: Duration) -> bool {
     let begun = Instant::now();
     let mut has_read = false;
-    while scanner.read_next(SystemTime::now()) {
+    while scanner.read_next(SystemTime::now) {
         has_read = true;
         if begun.elapsed() >= time {
             break;

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panic")]
 
+use std::cell::Cell;
 use std::fs::{self, File, Permissions};
 use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -180,10 +181,10 @@ fn what_goes_or_is_relabelled_is_noticed_before_anything_new_is_read() {
     assert_eq!(reason(&catalogue, "new-1.2.4.payload"), "it is being read");
 
     for count in [2, 3] {
-        assert!(folder.scanner.read_next(now));
+        assert!(folder.scanner.read_next(|| now));
         assert_eq!(offered(&folder.scanner.catalogue()).len(), count);
     }
-    assert!(!folder.scanner.read_next(now));
+    assert!(!folder.scanner.read_next(|| now));
 }
 
 #[test]
@@ -196,18 +197,23 @@ fn a_payload_with_new_attributes_stays_on_offer_while_it_is_read_again() {
     let now = SystemTime::now() + Duration::from_secs(3600);
     folder.scanner.survey(now).unwrap();
     assert_eq!(folder.scanner.catalogue(), before);
-    assert!(folder.scanner.read_next(now));
+    assert!(folder.scanner.read_next(|| now));
     assert_eq!(folder.scanner.catalogue(), before);
-    assert!(!folder.scanner.read_next(now));
+    assert!(!folder.scanner.read_next(|| now));
 
     // A change that hides behind its old time is found by reading.
+    write_behind_its_time(&path);
+    assert!(offered(&folder.scan()).is_empty());
+}
+
+/// Changes a byte of the file, which is a copy of [`FULL`], and sets its time back.
+fn write_behind_its_time(path: &Path) {
     let modified = path.metadata().unwrap().modified().unwrap();
     let mut content = FULL.to_vec();
     content[FULL.len() / 2] ^= 1;
-    fs::write(&path, &content).unwrap();
-    let file = File::options().write(true).open(&path).unwrap();
+    fs::write(path, &content).unwrap();
+    let file = File::options().write(true).open(path).unwrap();
     file.set_modified(modified).unwrap();
-    assert!(offered(&folder.scan()).is_empty());
 }
 
 #[test]
@@ -349,6 +355,42 @@ fn what_is_replaced_by_something_closed_is_not_offered_until_it_can_be_read() {
         assert!(catalogue.left_out.is_empty(), "{:?}", catalogue.left_out);
         fs::remove_file(folder.path(sidecar)).unwrap();
     }
+}
+
+#[test]
+fn a_file_that_fails_again_and_again_holds_up_no_other() {
+    let mut folder = Folder::new();
+    let root = folder.folder.path().to_owned();
+    folder.put("known-1.2.3.payload", FULL);
+    folder.scan();
+    write_behind_its_time(&folder.path("known-1.2.3.payload"));
+    replace_with_closed(&folder.path("failing-1.2.4.payload"), FULL);
+    folder.put("new-1.2.5.payload", FULL);
+
+    let time = Cell::new(SystemTime::now() + Duration::from_secs(3600));
+    // Each reading takes longer than the wait for the next one.
+    let asked = Cell::new(0);
+    let clock = || {
+        asked.set(asked.get() + 1);
+        if asked.get() % 2 == 0 {
+            time.set(time.get() + 2 * SETTLED);
+        }
+        time.get()
+    };
+    as_nobody(&root, || {
+        folder.scanner.survey(time.get()).unwrap();
+        time.set(time.get() + SETTLED);
+        assert!(folder.scanner.read_next(clock));
+        assert_eq!(offered(&folder.scanner.catalogue()).len(), 2);
+        assert!(folder.scanner.read_next(clock));
+        let catalogue = folder.scanner.catalogue();
+        assert_eq!(offered(&catalogue), [("new-1.2.5.payload", "1.2.5")]);
+        assert!(folder.scanner.read_next(clock));
+        assert!(
+            !folder.scanner.read_next(clock),
+            "it waits before it is tried again"
+        );
+    });
 }
 
 #[test]
