@@ -14,6 +14,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use futures_util::{StreamExt, stream};
 use sha2::{Digest, Sha256};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
 
 use crate::catalogue::{Artifact, CHUNK_BYTES};
@@ -23,12 +24,14 @@ use crate::range::{Headers, Selection, select};
 /// RFC 9530.
 const REPR_DIGEST: HeaderName = HeaderName::from_static("repr-digest");
 
-/// Answers a GET or HEAD for `artifact`.
+/// Answers a GET or HEAD for `artifact`. One of `downloads` is taken until the last byte
+/// was read; without one the client is asked to come back.
 pub(crate) async fn serve(
     client: SocketAddr,
     artifact: &Artifact,
     method: &Method,
     headers: &HeaderMap,
+    downloads: &Arc<Semaphore>,
 ) -> Response {
     let etag = format!("\"{}\"", artifact.sha256_hex());
     let length = artifact.size;
@@ -67,6 +70,9 @@ pub(crate) async fn serve(
             return download.answered(response.into_response());
         }
     };
+    let Ok(permit) = Arc::clone(downloads).try_acquire_owned() else {
+        return download.answered(busy());
+    };
     let (source, first) = match open(artifact, range.clone()).await {
         Ok(opened) => opened,
         Err(error) => return download.answered(unavailable(artifact, &error)),
@@ -100,7 +106,7 @@ pub(crate) async fn serve(
         return download.answered(head(Body::empty()));
     }
     let transfer = download.begin(status, range.end - range.start);
-    head(body(source, first, range, transfer))
+    head(body(source, first, range, transfer, permit))
 }
 
 /// A payload file that is read chunk by chunk.
@@ -157,7 +163,13 @@ async fn open(artifact: &Artifact, range: Range<u64>) -> io::Result<(Source, Byt
 /// has written into the file, the transfer breaks off, and what went out are bytes of
 /// the file that was offered. That the file got another name or none, or other
 /// attributes, does not matter.
-fn body(source: Source, first: Bytes, range: Range<u64>, mut transfer: Transfer) -> Body {
+fn body(
+    source: Source,
+    first: Bytes,
+    range: Range<u64>,
+    mut transfer: Transfer,
+    permit: OwnedSemaphorePermit,
+) -> Body {
     let source = Arc::new(source);
     let rest = range.start.saturating_add(length(&first))..range.end;
     let others = stream::try_unfold((source, rest), |(source, rest)| async move {
@@ -170,10 +182,13 @@ fn body(source: Source, first: Bytes, range: Range<u64>, mut transfer: Transfer)
         Ok(Some((chunk, (source, rest))))
     });
     let chunks = stream::iter([Ok(first)]).chain(others);
-    // The transfer ends with the stream, however that ends.
-    Body::from_stream(chunks.inspect(move |chunk| match chunk {
-        Ok(chunk) => transfer.sent(chunk.len()),
-        Err(error) => transfer.failed(error),
+    // Transfer and permit end with the stream, however that ends.
+    Body::from_stream(chunks.inspect(move |chunk| {
+        let _held = &permit;
+        match chunk {
+            Ok(chunk) => transfer.sent(chunk.len()),
+            Err(error) => transfer.failed(error),
+        }
     }))
 }
 
@@ -189,6 +204,16 @@ fn unavailable(artifact: &Artifact, error: &io::Error) -> Response {
     let retry = [(header::RETRY_AFTER, "5")];
     let text = "the file is being replaced, try again\n";
     (StatusCode::SERVICE_UNAVAILABLE, retry, text).into_response()
+}
+
+fn busy() -> Response {
+    let headers = [
+        (header::RETRY_AFTER, "30"),
+        // The connection is wanted by others.
+        (header::CONNECTION, "close"),
+    ];
+    let text = "too many downloads at a time, try again\n";
+    (StatusCode::SERVICE_UNAVAILABLE, headers, text).into_response()
 }
 
 pub(crate) fn not_found() -> Response {
@@ -224,7 +249,8 @@ mod tests {
     fn chunks(source: Source, range: Range<u64>) -> BodyDataStream {
         let first = source.read(&range).unwrap();
         let transfer = Transfer::of_a_test(range.end - range.start);
-        body(source, first, range, transfer).into_data_stream()
+        let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        body(source, first, range, transfer, permit).into_data_stream()
     }
 
     async fn rest_of(mut chunks: BodyDataStream) -> Vec<u8> {

@@ -22,7 +22,7 @@ use axum::{Extension, Router};
 use bounded_http::{Limits, Tcp};
 use omaha_protocol::{Request, limits};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::ServerError;
@@ -56,6 +56,8 @@ pub struct Settings {
     pub policy: Policy,
     /// How often the folder is looked at.
     pub rescan: Duration,
+    /// At a time; seven eighths of them may be downloads.
+    pub connections: usize,
 }
 
 /// A server that listens and knows its folder, but does not answer yet.
@@ -73,6 +75,8 @@ struct Shared {
     public_url: Option<BaseUrl>,
     policy: Policy,
     address: SocketAddr,
+    /// One for each download that may begin.
+    downloads: Arc<Semaphore>,
     /// The last look at the folder succeeded.
     is_healthy: Arc<AtomicBool>,
 }
@@ -123,6 +127,7 @@ impl Server {
             public_url: self.settings.public_url.clone(),
             policy: self.settings.policy,
             address: self.address,
+            downloads: Arc::new(Semaphore::new(most_downloads(self.settings.connections))),
             is_healthy: Arc::new(AtomicBool::new(true)),
         };
         let stop = self.scanner.stop();
@@ -134,6 +139,7 @@ impl Server {
         );
         // How long a download takes has no limit: a slow one that gets on is a good one.
         let limits = Limits {
+            connections: self.settings.connections,
             life: None,
             grace: SHUTDOWN_GRACE,
             ..Limits::default()
@@ -146,6 +152,11 @@ impl Server {
         // The runtime waits for the file that is being read.
         stop.store(true, Ordering::Relaxed);
     }
+}
+
+/// Downloads may last for days; checks must get in meanwhile.
+fn most_downloads(connections: usize) -> usize {
+    connections.saturating_sub(connections.div_ceil(8)).max(1)
 }
 
 /// Scanning blocks, so it happens on a thread that may.
@@ -303,5 +314,17 @@ async fn file(
     let Some(artifact) = catalogue.file(&sha256, &name) else {
         return files::not_found();
     };
-    files::serve(client, artifact, &method, &headers).await
+    files::serve(client, artifact, &method, &headers, &shared.downloads).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_eighth_of_the_connections_is_no_download() {
+        for (connections, downloads) in [(1, 1), (2, 1), (8, 7), (9, 7), (496, 434), (4096, 3584)] {
+            assert_eq!(most_downloads(connections), downloads, "{connections}");
+        }
+    }
 }
