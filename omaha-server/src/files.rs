@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
@@ -20,18 +21,28 @@ use tokio::task::spawn_blocking;
 use crate::catalogue::{Artifact, CHUNK_BYTES};
 use crate::journal::{Download, Transfer};
 use crate::range::{Headers, Selection, select};
+use crate::scan::Suspects;
 
 /// RFC 9530.
 const REPR_DIGEST: HeaderName = HeaderName::from_static("repr-digest");
 
-/// Answers a GET or HEAD for `artifact`. One of `downloads` is taken until the last byte
-/// was read; without one the client is asked to come back.
+/// What all downloads share.
+#[derive(Debug, Clone)]
+pub(crate) struct Downloads {
+    /// One for each that may begin.
+    pub(crate) permits: Arc<Semaphore>,
+    /// Told of files that have changed.
+    pub(crate) suspects: Suspects,
+}
+
+/// Answers a GET or HEAD for `artifact`. A permit is taken until the last byte was read;
+/// without one the client is asked to come back.
 pub(crate) async fn serve(
     client: SocketAddr,
     artifact: &Artifact,
     method: &Method,
     headers: &HeaderMap,
-    downloads: &Arc<Semaphore>,
+    downloads: &Downloads,
 ) -> Response {
     let etag = format!("\"{}\"", artifact.sha256_hex());
     let length = artifact.size;
@@ -70,10 +81,10 @@ pub(crate) async fn serve(
             return download.answered(response.into_response());
         }
     };
-    let Ok(permit) = Arc::clone(downloads).try_acquire_owned() else {
+    let Ok(permit) = Arc::clone(&downloads.permits).try_acquire_owned() else {
         return download.answered(busy());
     };
-    let (source, first) = match open(artifact, range.clone()).await {
+    let (source, first) = match open(artifact, &downloads.suspects, range.clone()).await {
         Ok(opened) => opened,
         Err(error) => return download.answered(unavailable(artifact, &error)),
     };
@@ -112,14 +123,18 @@ pub(crate) async fn serve(
 /// A payload file that is read chunk by chunk.
 struct Source {
     file: File,
+    path: PathBuf,
+    suspects: Suspects,
     size: u64,
     chunks: Arc<[[u8; 32]]>,
 }
 
 impl Source {
-    fn open(artifact: &Artifact) -> io::Result<Self> {
+    fn open(artifact: &Artifact, suspects: Suspects) -> io::Result<Self> {
         Ok(Self {
             file: File::open(&artifact.path)?,
+            path: artifact.path.clone(),
+            suspects,
             size: artifact.size,
             chunks: Arc::clone(&artifact.chunks),
         })
@@ -127,9 +142,13 @@ impl Source {
 
     /// The first bytes of `range`, as many as lie in one chunk. The whole chunk is read
     /// and compared with its hash, for nothing else tells for sure that nobody has
-    /// written into the file: times can be set back, and change without a reason too.
+    /// written into the file: times can be set back, and change without a reason too. One
+    /// that differs is a suspect.
     fn read(&self, range: &Range<u64>) -> io::Result<Bytes> {
-        let changed = || io::Error::other("the file has changed since it was hashed");
+        let changed = || {
+            self.suspects.add(&self.path);
+            io::Error::other("the file has changed since it was hashed")
+        };
         let index = range.start / CHUNK_BYTES;
         let begin = range.start - range.start % CHUNK_BYTES;
         let end = self.size.min(begin.saturating_add(CHUNK_BYTES));
@@ -149,10 +168,14 @@ impl Source {
 
 /// Opens the file and reads the first chunk of `range`: one that was replaced is found
 /// out before anything is said.
-async fn open(artifact: &Artifact, range: Range<u64>) -> io::Result<(Source, Bytes)> {
-    let artifact = artifact.clone();
+async fn open(
+    artifact: &Artifact,
+    suspects: &Suspects,
+    range: Range<u64>,
+) -> io::Result<(Source, Bytes)> {
+    let (artifact, suspects) = (artifact.clone(), suspects.clone());
     spawn_blocking(move || {
-        let source = Source::open(&artifact)?;
+        let source = Source::open(&artifact, suspects)?;
         let first = source.read(&range)?;
         Ok((source, first))
     })
@@ -202,7 +225,7 @@ fn unavailable(artifact: &Artifact, error: &io::Error) -> Response {
     }
     tracing::error!(file = %artifact.path.display(), "file not served: {error}");
     let retry = [(header::RETRY_AFTER, "5")];
-    let text = "the file is being replaced, try again\n";
+    let text = "the file cannot be served as it was offered, try again\n";
     (StatusCode::SERVICE_UNAVAILABLE, retry, text).into_response()
 }
 
@@ -240,6 +263,8 @@ mod tests {
         let chunks = content.chunks(usize::try_from(CHUNK_BYTES).unwrap());
         let source = Source {
             file: file.reopen().unwrap(),
+            path: file.path().to_owned(),
+            suspects: Suspects::default(),
             size: SIZE,
             chunks: chunks.map(|chunk| Sha256::digest(chunk).into()).collect(),
         };
@@ -286,6 +311,7 @@ mod tests {
     #[tokio::test]
     async fn a_file_written_to_during_its_transfer_breaks_the_transfer_off() {
         let (file, source, mut content) = source();
+        let suspects = source.suspects.clone();
         let mut chunks = chunks(source, 0..SIZE);
         chunks.next().await.unwrap().unwrap();
         let modified = file.as_file().metadata().unwrap().modified().unwrap();
@@ -303,6 +329,7 @@ mod tests {
         };
         assert!(error.to_string().contains("has changed"), "{error}");
         assert_eq!(received, half, "what had not changed went out");
+        assert_eq!(suspects.take(), [file.path().to_owned()].into());
         assert!(chunks.next().await.is_none());
     }
 
@@ -340,10 +367,13 @@ mod tests {
     #[tokio::test]
     async fn a_file_cut_short_breaks_the_transfer_off() {
         let (file, source, _content) = source();
+        let suspects = source.suspects.clone();
         let mut chunks = chunks(source, 0..SIZE);
         chunks.next().await.unwrap().unwrap();
+        assert!(suspects.take().is_empty());
         file.as_file().set_len(CHUNK_BYTES).unwrap();
         assert!(chunks.next().await.unwrap().is_err());
+        assert_eq!(suspects.take(), [file.path().to_owned()].into());
     }
 
     #[tokio::test]

@@ -18,8 +18,8 @@ use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Seek};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use omaha_protocol::{OS_APP_ID, same_app_id};
@@ -50,11 +50,30 @@ pub struct Scanner {
     folder: PathBuf,
     defaults: Defaults,
     stop: Arc<AtomicBool>,
+    suspects: Suspects,
     files: BTreeMap<PathBuf, Seen>,
     /// What is no file to offer or could not be looked at.
     left_out: Vec<LeftOut>,
     /// All that payloads here were ever for, the operating system aside.
     app_ids: BTreeSet<String>,
+}
+
+/// Files that do not hold what was read in them, whatever their times say: a disk rots,
+/// and a write from another host may not show.
+#[derive(Debug, Clone, Default)]
+pub struct Suspects(Arc<Mutex<BTreeSet<PathBuf>>>);
+
+impl Suspects {
+    /// Lets the next [survey](Scanner::survey) have this file read again. It stays on
+    /// offer until then.
+    pub fn add(&self, path: &Path) {
+        let mut paths = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        paths.insert(path.to_owned());
+    }
+
+    pub(crate) fn take(&self) -> BTreeSet<PathBuf> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 /// By what a file is recognised as unchanged without reading it.
@@ -127,6 +146,7 @@ impl Scanner {
             folder,
             defaults,
             stop: Arc::default(),
+            suspects: Suspects::default(),
             files: BTreeMap::new(),
             left_out: Vec::new(),
             app_ids: BTreeSet::new(),
@@ -141,6 +161,11 @@ impl Scanner {
     /// Once this is set, no file is read any further.
     pub fn stop(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.stop)
+    }
+
+    /// Where those who read the files tell of what they find changed.
+    pub fn suspects(&self) -> Suspects {
+        self.suspects.clone()
     }
 
     /// As [`Scanner::scan`], but gives files that are new and yet quiet the time to
@@ -181,6 +206,7 @@ impl Scanner {
                 return Err(ServerError::ReadFolder { folder, source });
             }
         };
+        let suspects = self.suspects.take();
         let mut files = BTreeMap::new();
         for path in &listing.files {
             // One that cannot be looked at is not one that is not there: without its word
@@ -195,7 +221,10 @@ impl Scanner {
                 None
             };
             match look(path, before, sidecar, now) {
-                Ok(seen) => {
+                Ok(mut seen) => {
+                    if suspects.contains(path) {
+                        seen.read_at = seen.read_at.or(Some(now));
+                    }
                     files.insert(path.clone(), seen);
                 }
                 // Removed since the folder was listed.

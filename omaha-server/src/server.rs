@@ -30,6 +30,7 @@ use crate::answer::{BaseUrl, answer};
 use crate::catalogue::Catalogue;
 use crate::decide::Policy;
 use crate::error::in_one_line;
+use crate::files::Downloads;
 use crate::labels::Defaults;
 use crate::scan::Scanner;
 use crate::{files, journal};
@@ -75,8 +76,7 @@ struct Shared {
     public_url: Option<BaseUrl>,
     policy: Policy,
     address: SocketAddr,
-    /// One for each download that may begin.
-    downloads: Arc<Semaphore>,
+    downloads: Downloads,
     /// The last look at the folder succeeded.
     is_healthy: Arc<AtomicBool>,
 }
@@ -127,7 +127,10 @@ impl Server {
             public_url: self.settings.public_url.clone(),
             policy: self.settings.policy,
             address: self.address,
-            downloads: Arc::new(Semaphore::new(most_downloads(self.settings.connections))),
+            downloads: Downloads {
+                permits: Arc::new(Semaphore::new(most_downloads(self.settings.connections))),
+                suspects: self.scanner.suspects(),
+            },
             is_healthy: Arc::new(AtomicBool::new(true)),
         };
         let stop = self.scanner.stop();
@@ -319,6 +322,9 @@ async fn file(
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
     use super::*;
 
     #[test]
@@ -326,5 +332,35 @@ mod tests {
         for (connections, downloads) in [(1, 1), (2, 1), (8, 7), (9, 7), (496, 434), (4096, 3584)] {
             assert_eq!(most_downloads(connections), downloads, "{connections}");
         }
+    }
+
+    #[tokio::test]
+    async fn the_scanner_hears_of_a_file_that_a_download_found_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().canonicalize().unwrap().join("u-1.2.3");
+        let content = include_bytes!("../../fixtures/crau-v1/unsigned.payload");
+        std::fs::write(&file, content).unwrap();
+        let server = Server::bind(Settings {
+            folder: folder.path().to_owned(),
+            listen: ([127, 0, 0, 1], 0).into(),
+            public_url: None,
+            defaults: Defaults::default(),
+            policy: Policy::default(),
+            rescan: Duration::from_secs(3600),
+            connections: 1,
+        });
+        let server = server.await.unwrap();
+        let (address, suspects) = (server.address(), server.scanner.suspects());
+        let sha256 = server.catalogue.borrow().artifacts[0].sha256_hex();
+        let running = tokio::spawn(server.run(std::future::pending()));
+        std::fs::write(&file, [0; 1000]).unwrap();
+        let mut client = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET /p/{sha256}/u-1.2.3 HTTP/1.0\r\n\r\n");
+        client.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.0 503"), "{answer}");
+        assert_eq!(suspects.take(), [file].into());
+        running.abort();
     }
 }

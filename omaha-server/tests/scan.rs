@@ -206,6 +206,32 @@ fn a_payload_with_new_attributes_stays_on_offer_while_it_is_read_again() {
     assert!(offered(&folder.scan()).is_empty());
 }
 
+#[test]
+fn a_suspect_is_read_again_though_nothing_tells_of_a_change() {
+    let mut folder = Folder::new();
+    folder.put("update-1.2.3.payload", FULL);
+    let path = folder.path("update-1.2.3.payload");
+    let before = folder.scan();
+    let now = SystemTime::now() + Duration::from_secs(3600);
+    folder.scanner.suspects().add(&path);
+    folder.scanner.suspects().add(&folder.path("unknown"));
+    folder.scanner.survey(now).unwrap();
+    assert_eq!(folder.scanner.catalogue(), before);
+    // After the look, for only a rotting disk could do it unseen before.
+    write_behind_its_time(&path);
+    assert!(folder.scanner.read_next(|| now));
+    let catalogue = folder.scanner.catalogue();
+    assert!(catalogue.artifacts.is_empty());
+    let reason = reason(&catalogue, "update-1.2.3.payload");
+    assert!(reason.starts_with("operation "), "{reason}");
+
+    // The suspicion is over with that.
+    fs::write(&path, FULL).unwrap();
+    assert_eq!(folder.scan().artifacts.len(), 1);
+    folder.scanner.survey(now).unwrap();
+    assert!(!folder.scanner.read_next(|| now));
+}
+
 /// Changes a byte of the file, which is a copy of [`FULL`], and sets its time back.
 fn write_behind_its_time(path: &Path) {
     let modified = path.metadata().unwrap().modified().unwrap();
