@@ -215,7 +215,9 @@ impl Scanner {
             let has_sidecar =
                 listing.files.contains(&sidecar) || listing.unreadable.contains_key(&sidecar);
             let before = self.files.get(path);
-            let sidecar = if has_sidecar {
+            let sidecar = if listing.others.contains(&sidecar) {
+                Some(Err("is no file in the payload folder".to_owned()))
+            } else if has_sidecar {
                 look_at_sidecar(sidecar, before, &mut listing.unreadable)
             } else {
                 None
@@ -326,12 +328,20 @@ impl Scanner {
                 let kind = match self.kind(&path) {
                     Ok(kind) => kind,
                     // Vanished, or a link to nowhere.
-                    Err(error) if is_gone(&error) => continue,
+                    Err(error) if is_gone(&error) => {
+                        if path.is_symlink() {
+                            listing.others.insert(path);
+                        }
+                        continue;
+                    }
                     Err(error) => {
                         listing.unreadable.insert(path, error);
                         continue;
                     }
                 };
+                if !matches!(kind, Kind::File) {
+                    listing.others.insert(path.clone());
+                }
                 let reason = match kind {
                     Kind::File if listing.files.len() < MAX_FILES => {
                         listing.files.insert(path);
@@ -444,6 +454,8 @@ enum Kind {
 struct Listing {
     files: BTreeSet<PathBuf>,
     left_out: Vec<LeftOut>,
+    /// What is there and no file here: folders, pipes, links out or to nowhere.
+    others: BTreeSet<PathBuf>,
     /// Files and folders that are there but cannot be looked at.
     unreadable: BTreeMap<PathBuf, io::Error>,
 }

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
-use nix::unistd::{Uid, geteuid, setfsuid};
+use nix::sys::stat::Mode;
+use nix::unistd::{Uid, geteuid, mkfifo, setfsuid};
 use omaha_protocol::OS_APP_ID;
 use omaha_server::catalogue::Catalogue;
 use omaha_server::labels::Defaults;
@@ -380,6 +381,31 @@ fn what_is_replaced_by_something_closed_is_not_offered_until_it_can_be_read() {
         assert_eq!(catalogue.artifacts[0].labels.track.as_deref(), Some("beta"));
         assert!(catalogue.left_out.is_empty(), "{:?}", catalogue.left_out);
         fs::remove_file(folder.path(sidecar)).unwrap();
+    }
+}
+
+#[test]
+fn a_sidecar_that_is_no_file_here_keeps_its_payload_back() {
+    let mut folder = Folder::new();
+    let outside = tempfile::NamedTempFile::new().unwrap();
+    folder.put("update-1.2.3.payload", FULL);
+    let path = folder.path("update-1.2.3.payload.json");
+    let make: [&dyn Fn(); 4] = [
+        &|| fs::create_dir(&path).unwrap(),
+        &|| mkfifo(&path, Mode::S_IRUSR).unwrap(),
+        &|| symlink(outside.path(), &path).unwrap(),
+        &|| symlink("nowhere", &path).unwrap(),
+    ];
+    for make in make {
+        assert_eq!(folder.scan().artifacts.len(), 1);
+        make();
+        let catalogue = folder.scan();
+        let why = reason(&catalogue, "update-1.2.3.payload");
+        assert!(
+            why.ends_with(".json: is no file in the payload folder"),
+            "{why}"
+        );
+        let _ = fs::remove_dir(&path).or_else(|_| fs::remove_file(&path));
     }
 }
 
