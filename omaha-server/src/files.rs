@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
@@ -14,21 +15,34 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use futures_util::{StreamExt, stream};
 use sha2::{Digest, Sha256};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
 
 use crate::catalogue::{Artifact, CHUNK_BYTES};
 use crate::journal::{Download, Transfer};
 use crate::range::{Headers, Selection, select};
+use crate::scan::Suspects;
 
 /// RFC 9530.
 const REPR_DIGEST: HeaderName = HeaderName::from_static("repr-digest");
 
-/// Answers a GET or HEAD for `artifact`.
+/// What all downloads share.
+#[derive(Debug, Clone)]
+pub(crate) struct Downloads {
+    /// One for each that may begin.
+    pub(crate) permits: Arc<Semaphore>,
+    /// Told of files that have changed.
+    pub(crate) suspects: Suspects,
+}
+
+/// Answers a GET or HEAD for `artifact`. A permit is taken until the last byte was read;
+/// without one the client is asked to come back.
 pub(crate) async fn serve(
     client: SocketAddr,
     artifact: &Artifact,
     method: &Method,
     headers: &HeaderMap,
+    downloads: &Downloads,
 ) -> Response {
     let etag = format!("\"{}\"", artifact.sha256_hex());
     let length = artifact.size;
@@ -67,7 +81,10 @@ pub(crate) async fn serve(
             return download.answered(response.into_response());
         }
     };
-    let (source, first) = match open(artifact, range.clone()).await {
+    let Ok(permit) = Arc::clone(&downloads.permits).try_acquire_owned() else {
+        return download.answered(busy());
+    };
+    let (source, first) = match open(artifact, &downloads.suspects, range.clone()).await {
         Ok(opened) => opened,
         Err(error) => return download.answered(unavailable(artifact, &error)),
     };
@@ -100,20 +117,24 @@ pub(crate) async fn serve(
         return download.answered(head(Body::empty()));
     }
     let transfer = download.begin(status, range.end - range.start);
-    head(body(source, first, range, transfer))
+    head(body(source, first, range, transfer, permit))
 }
 
 /// A payload file that is read chunk by chunk.
 struct Source {
     file: File,
+    path: PathBuf,
+    suspects: Suspects,
     size: u64,
     chunks: Arc<[[u8; 32]]>,
 }
 
 impl Source {
-    fn open(artifact: &Artifact) -> io::Result<Self> {
+    fn open(artifact: &Artifact, suspects: Suspects) -> io::Result<Self> {
         Ok(Self {
             file: File::open(&artifact.path)?,
+            path: artifact.path.clone(),
+            suspects,
             size: artifact.size,
             chunks: Arc::clone(&artifact.chunks),
         })
@@ -121,9 +142,13 @@ impl Source {
 
     /// The first bytes of `range`, as many as lie in one chunk. The whole chunk is read
     /// and compared with its hash, for nothing else tells for sure that nobody has
-    /// written into the file: times can be set back, and change without a reason too.
+    /// written into the file: times can be set back, and change without a reason too. One
+    /// that differs is a suspect.
     fn read(&self, range: &Range<u64>) -> io::Result<Bytes> {
-        let changed = || io::Error::other("the file has changed since it was hashed");
+        let changed = || {
+            self.suspects.add(&self.path);
+            io::Error::other("the file has changed since it was hashed")
+        };
         let index = range.start / CHUNK_BYTES;
         let begin = range.start - range.start % CHUNK_BYTES;
         let end = self.size.min(begin.saturating_add(CHUNK_BYTES));
@@ -143,10 +168,14 @@ impl Source {
 
 /// Opens the file and reads the first chunk of `range`: one that was replaced is found
 /// out before anything is said.
-async fn open(artifact: &Artifact, range: Range<u64>) -> io::Result<(Source, Bytes)> {
-    let artifact = artifact.clone();
+async fn open(
+    artifact: &Artifact,
+    suspects: &Suspects,
+    range: Range<u64>,
+) -> io::Result<(Source, Bytes)> {
+    let (artifact, suspects) = (artifact.clone(), suspects.clone());
     spawn_blocking(move || {
-        let source = Source::open(&artifact)?;
+        let source = Source::open(&artifact, suspects)?;
         let first = source.read(&range)?;
         Ok((source, first))
     })
@@ -157,7 +186,13 @@ async fn open(artifact: &Artifact, range: Range<u64>) -> io::Result<(Source, Byt
 /// has written into the file, the transfer breaks off, and what went out are bytes of
 /// the file that was offered. That the file got another name or none, or other
 /// attributes, does not matter.
-fn body(source: Source, first: Bytes, range: Range<u64>, mut transfer: Transfer) -> Body {
+fn body(
+    source: Source,
+    first: Bytes,
+    range: Range<u64>,
+    mut transfer: Transfer,
+    permit: OwnedSemaphorePermit,
+) -> Body {
     let source = Arc::new(source);
     let rest = range.start.saturating_add(length(&first))..range.end;
     let others = stream::try_unfold((source, rest), |(source, rest)| async move {
@@ -170,10 +205,13 @@ fn body(source: Source, first: Bytes, range: Range<u64>, mut transfer: Transfer)
         Ok(Some((chunk, (source, rest))))
     });
     let chunks = stream::iter([Ok(first)]).chain(others);
-    // The transfer ends with the stream, however that ends.
-    Body::from_stream(chunks.inspect(move |chunk| match chunk {
-        Ok(chunk) => transfer.sent(chunk.len()),
-        Err(error) => transfer.failed(error),
+    // Transfer and permit end with the stream, however that ends.
+    Body::from_stream(chunks.inspect(move |chunk| {
+        let _held = &permit;
+        match chunk {
+            Ok(chunk) => transfer.sent(chunk.len()),
+            Err(error) => transfer.failed(error),
+        }
     }))
 }
 
@@ -187,8 +225,18 @@ fn unavailable(artifact: &Artifact, error: &io::Error) -> Response {
     }
     tracing::error!(file = %artifact.path.display(), "file not served: {error}");
     let retry = [(header::RETRY_AFTER, "5")];
-    let text = "the file is being replaced, try again\n";
+    let text = "the file cannot be served as it was offered, try again\n";
     (StatusCode::SERVICE_UNAVAILABLE, retry, text).into_response()
+}
+
+fn busy() -> Response {
+    let headers = [
+        (header::RETRY_AFTER, "30"),
+        // The connection is wanted by others.
+        (header::CONNECTION, "close"),
+    ];
+    let text = "too many downloads at a time, try again\n";
+    (StatusCode::SERVICE_UNAVAILABLE, headers, text).into_response()
 }
 
 pub(crate) fn not_found() -> Response {
@@ -215,6 +263,8 @@ mod tests {
         let chunks = content.chunks(usize::try_from(CHUNK_BYTES).unwrap());
         let source = Source {
             file: file.reopen().unwrap(),
+            path: file.path().to_owned(),
+            suspects: Suspects::default(),
             size: SIZE,
             chunks: chunks.map(|chunk| Sha256::digest(chunk).into()).collect(),
         };
@@ -224,7 +274,8 @@ mod tests {
     fn chunks(source: Source, range: Range<u64>) -> BodyDataStream {
         let first = source.read(&range).unwrap();
         let transfer = Transfer::of_a_test(range.end - range.start);
-        body(source, first, range, transfer).into_data_stream()
+        let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        body(source, first, range, transfer, permit).into_data_stream()
     }
 
     async fn rest_of(mut chunks: BodyDataStream) -> Vec<u8> {
@@ -260,6 +311,7 @@ mod tests {
     #[tokio::test]
     async fn a_file_written_to_during_its_transfer_breaks_the_transfer_off() {
         let (file, source, mut content) = source();
+        let suspects = source.suspects.clone();
         let mut chunks = chunks(source, 0..SIZE);
         chunks.next().await.unwrap().unwrap();
         let modified = file.as_file().metadata().unwrap().modified().unwrap();
@@ -277,6 +329,7 @@ mod tests {
         };
         assert!(error.to_string().contains("has changed"), "{error}");
         assert_eq!(received, half, "what had not changed went out");
+        assert_eq!(suspects.take(), [file.path().to_owned()].into());
         assert!(chunks.next().await.is_none());
     }
 
@@ -314,10 +367,13 @@ mod tests {
     #[tokio::test]
     async fn a_file_cut_short_breaks_the_transfer_off() {
         let (file, source, _content) = source();
+        let suspects = source.suspects.clone();
         let mut chunks = chunks(source, 0..SIZE);
         chunks.next().await.unwrap().unwrap();
+        assert!(suspects.take().is_empty());
         file.as_file().set_len(CHUNK_BYTES).unwrap();
         assert!(chunks.next().await.unwrap().is_err());
+        assert_eq!(suspects.take(), [file.path().to_owned()].into());
     }
 
     #[tokio::test]

@@ -126,6 +126,9 @@ fn run(command: Command) -> anyhow::Result<()> {
 
 impl Serve {
     async fn run(self) -> anyhow::Result<()> {
+        if let Err(error) = bounded_http::raise_open_files() {
+            tracing::warn!("the limit of open files stays as it is: {error}");
+        }
         let server = Server::bind(Settings {
             defaults: self.folder.defaults(),
             folder: self.folder.folder,
@@ -135,6 +138,7 @@ impl Serve {
                 poll_interval: self.poll_interval,
             },
             rescan: Duration::from_secs(2),
+            connections: bounded_http::Limits::default().connections,
         })
         .await?;
         // Only now: until here the system's own reaction, to end at once, is right.

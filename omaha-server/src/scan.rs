@@ -10,15 +10,16 @@
 //! Looking is quick and reading is not: a [survey](Scanner::survey) notices what has
 //! come, gone or got other labels, and what is new is then [read](Scanner::read_next)
 //! file by file. What is not there is not offered; what cannot be looked at for a
-//! moment stays as it was known.
+//! moment stays as it was known. What is there, is another than before and cannot be
+//! opened is not known any more.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Seek};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use omaha_protocol::{OS_APP_ID, same_app_id};
@@ -49,11 +50,30 @@ pub struct Scanner {
     folder: PathBuf,
     defaults: Defaults,
     stop: Arc<AtomicBool>,
+    suspects: Suspects,
     files: BTreeMap<PathBuf, Seen>,
     /// What is no file to offer or could not be looked at.
     left_out: Vec<LeftOut>,
     /// All that payloads here were ever for, the operating system aside.
     app_ids: BTreeSet<String>,
+}
+
+/// Files that do not hold what was read in them, whatever their times say: a disk rots,
+/// and a write from another host may not show.
+#[derive(Debug, Clone, Default)]
+pub struct Suspects(Arc<Mutex<BTreeSet<PathBuf>>>);
+
+impl Suspects {
+    /// Lets the next [survey](Scanner::survey) have this file read again. It stays on
+    /// offer until then.
+    pub fn add(&self, path: &Path) {
+        let mut paths = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        paths.insert(path.to_owned());
+    }
+
+    pub(crate) fn take(&self) -> BTreeSet<PathBuf> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 /// By what a file is recognised as unchanged without reading it.
@@ -74,9 +94,15 @@ struct Seen {
     identity: FileIdentity,
     content: Content,
     /// What its sidecar says, or why that is not known.
-    sidecar: Option<Result<Sidecar, String>>,
+    sidecar: Option<Result<SeenSidecar, String>>,
     /// Until it has been read: not before this time.
     read_at: Option<SystemTime>,
+}
+
+#[derive(Debug, Clone)]
+struct SeenSidecar {
+    identity: FileIdentity,
+    said: Sidecar,
 }
 
 /// What is in a file, as far as it matters here.
@@ -120,6 +146,7 @@ impl Scanner {
             folder,
             defaults,
             stop: Arc::default(),
+            suspects: Suspects::default(),
             files: BTreeMap::new(),
             left_out: Vec::new(),
             app_ids: BTreeSet::new(),
@@ -134,6 +161,11 @@ impl Scanner {
     /// Once this is set, no file is read any further.
     pub fn stop(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.stop)
+    }
+
+    /// Where those who read the files tell of what they find changed.
+    pub fn suspects(&self) -> Suspects {
+        self.suspects.clone()
     }
 
     /// As [`Scanner::scan`], but gives files that are new and yet quiet the time to
@@ -151,7 +183,8 @@ impl Scanner {
     /// Looks at the folder as it is and reads all that is new.
     pub fn scan(&mut self, now: SystemTime) -> Result<Catalogue, ServerError> {
         self.survey(now)?;
-        while self.read_next(now) {}
+        // The clock stands still, so that what fails is not read again in the same scan.
+        while self.read_next(|| now) {}
         Ok(self.catalogue())
     }
 
@@ -173,6 +206,7 @@ impl Scanner {
                 return Err(ServerError::ReadFolder { folder, source });
             }
         };
+        let suspects = self.suspects.take();
         let mut files = BTreeMap::new();
         for path in &listing.files {
             // One that cannot be looked at is not one that is not there: without its word
@@ -180,8 +214,19 @@ impl Scanner {
             let sidecar = sidecar_path(path);
             let has_sidecar =
                 listing.files.contains(&sidecar) || listing.unreadable.contains_key(&sidecar);
-            match self.look(path, has_sidecar, now) {
-                Ok(seen) => {
+            let before = self.files.get(path);
+            let sidecar = if listing.others.contains(&sidecar) {
+                Some(Err("is no file in the payload folder".to_owned()))
+            } else if has_sidecar {
+                look_at_sidecar(sidecar, before, &mut listing.unreadable)
+            } else {
+                None
+            };
+            match look(path, before, sidecar, now) {
+                Ok(mut seen) => {
+                    if suspects.contains(path) {
+                        seen.read_at = seen.read_at.or(Some(now));
+                    }
                     files.insert(path.clone(), seen);
                 }
                 // Removed since the folder was listed.
@@ -215,23 +260,28 @@ impl Scanner {
     }
 
     /// Reads one file that waits for it, from end to end. `false` when there is none,
-    /// or when it was told to stop.
-    pub fn read_next(&mut self, now: SystemTime) -> bool {
+    /// or when it was told to stop. `clock` is asked before and after.
+    pub fn read_next(&mut self, clock: impl Fn() -> SystemTime) -> bool {
+        let now = clock();
         let is_due = |seen: &Seen| seen.read_at.is_some_and(|at| is_due(at, now));
         let due = self.files.iter_mut().filter(|(_, seen)| is_due(seen));
-        // What is on offer anyway comes last.
-        let is_known = |seen: &Seen| matches!(seen.content, Content::Payload(_));
-        let Some((path, seen)) = due.min_by_key(|(_, seen)| is_known(seen)) else {
+        // What is on offer anyway and what has failed before hold nothing new up, and
+        // take turns.
+        let is_new = |seen: &Seen| matches!(seen.content, Content::Unsettled | Content::Unread);
+        let Some((path, seen)) = due.min_by_key(|(_, seen)| (!is_new(seen), seen.read_at)) else {
             return false;
         };
         seen.content = match examine(path, seen.identity, &self.stop) {
             Ok(Some(content)) => content,
             Ok(None) => return false,
-            Err(error) => Content::Unreadable(format!("it cannot be read: {error}")),
+            Err(error) => Content::unreadable(&error),
         };
         seen.read_at = match seen.content {
-            // It has changed meanwhile, or may be all right the next time.
-            Content::Unsettled | Content::Unread | Content::Unreadable(_) => Some(now + SETTLED),
+            // It has changed meanwhile, or may be all right the next time. Reading may have
+            // taken longer than the wait.
+            Content::Unsettled | Content::Unread | Content::Unreadable(_) => {
+                Some(clock() + SETTLED)
+            }
             Content::NotAPayload | Content::Broken(_) | Content::Payload(_) => None,
         };
         true
@@ -278,12 +328,20 @@ impl Scanner {
                 let kind = match self.kind(&path) {
                     Ok(kind) => kind,
                     // Vanished, or a link to nowhere.
-                    Err(error) if is_gone(&error) => continue,
+                    Err(error) if is_gone(&error) => {
+                        if path.is_symlink() {
+                            listing.others.insert(path);
+                        }
+                        continue;
+                    }
                     Err(error) => {
                         listing.unreadable.insert(path, error);
                         continue;
                     }
                 };
+                if !matches!(kind, Kind::File) {
+                    listing.others.insert(path.clone());
+                }
                 let reason = match kind {
                     Kind::File if listing.files.len() < MAX_FILES => {
                         listing.files.insert(path);
@@ -323,37 +381,6 @@ impl Scanner {
         })
     }
 
-    /// What is in the file, from memory if it has not changed.
-    fn look(&self, path: &Path, has_sidecar: bool, now: SystemTime) -> io::Result<Seen> {
-        let identity = FileIdentity::of(&path.metadata()?);
-        let before = self.files.get(path);
-        let sidecar = if has_sidecar {
-            look_at_sidecar(&sidecar_path(path), before)
-        } else {
-            None
-        };
-        let (content, read_at) = match before {
-            Some(seen) if seen.identity == identity => (seen.content.clone(), seen.read_at),
-            // It may have been written to and its time set back, so it is read again. Until
-            // then it stays on offer: no byte goes out that was not hashed.
-            Some(seen)
-                if seen.identity.differs_in_attributes(&identity)
-                    && matches!(seen.content, Content::Payload(_)) =>
-            {
-                (seen.content.clone(), Some(now))
-            }
-            _ if !begins_with_magic(&mut File::open(path)?)? => (Content::NotAPayload, None),
-            _ if has_rested(&identity, now) => (Content::Unread, Some(now)),
-            _ => (Content::Unsettled, Some(now + SETTLED)),
-        };
-        Ok(Seen {
-            identity,
-            content,
-            sidecar,
-            read_at,
-        })
-    }
-
     /// What the file is in the catalogue; `None` unless it is a payload.
     fn artifact(&self, path: &Path, seen: &Seen) -> Option<Result<Artifact, String>> {
         let facts = match &seen.content {
@@ -387,7 +414,7 @@ impl Scanner {
     fn labels(
         &self,
         path: &Path,
-        sidecar: Option<&Result<Sidecar, String>>,
+        sidecar: Option<&Result<SeenSidecar, String>>,
         facts: &Facts,
     ) -> Result<(String, Labels), String> {
         let relative = path.strip_prefix(&self.folder).unwrap_or(path);
@@ -396,7 +423,7 @@ impl Scanner {
             .and_then(|_| path.file_name()?.to_str())
             .ok_or("its name is not utf-8")?;
         let sidecar = match sidecar {
-            Some(Ok(sidecar)) => Some(sidecar),
+            Some(Ok(sidecar)) => Some(&sidecar.said),
             Some(Err(reason)) => return Err(format!("{name}.json: {reason}")),
             None => None,
         };
@@ -427,6 +454,8 @@ enum Kind {
 struct Listing {
     files: BTreeSet<PathBuf>,
     left_out: Vec<LeftOut>,
+    /// What is there and no file here: folders, pipes, links out or to nowhere.
+    others: BTreeSet<PathBuf>,
     /// Files and folders that are there but cannot be looked at.
     unreadable: BTreeMap<PathBuf, io::Error>,
 }
@@ -439,12 +468,18 @@ impl Seen {
             Content::Payload(facts) => Some(facts),
             _ => None,
         };
-        let said = sidecar.and_then(|sidecar| sidecar.app_id.as_deref());
+        let said = sidecar.and_then(|sidecar| sidecar.said.app_id.as_deref());
         let signed = facts.and_then(|facts| facts.release.app_id.as_deref());
         let ids = said.into_iter().chain(signed);
         ids.filter(|id| {
             !matches!(self.content, Content::NotAPayload) && !same_app_id(id, OS_APP_ID)
         })
+    }
+}
+
+impl Content {
+    fn unreadable(error: &io::Error) -> Self {
+        Self::Unreadable(format!("it cannot be read: {error}"))
     }
 }
 
@@ -496,6 +531,41 @@ fn is_due(at: SystemTime, now: SystemTime) -> bool {
 fn has_rested(identity: &FileIdentity, now: SystemTime) -> bool {
     now.duration_since(identity.modified)
         .is_ok_and(|age| age >= SETTLED)
+}
+
+/// What is in the file, from memory if it has not changed.
+fn look(
+    path: &Path,
+    before: Option<&Seen>,
+    sidecar: Option<Result<SeenSidecar, String>>,
+    now: SystemTime,
+) -> io::Result<Seen> {
+    let identity = FileIdentity::of(&path.metadata()?);
+    let (content, read_at) = match before {
+        Some(seen) if seen.identity == identity => (seen.content.clone(), seen.read_at),
+        // It may have been written to and its time set back, so it is read again. Until
+        // then it stays on offer: no byte goes out that was not hashed.
+        Some(seen)
+            if seen.identity.differs_in_attributes(&identity)
+                && matches!(seen.content, Content::Payload(_)) =>
+        {
+            (seen.content.clone(), Some(now))
+        }
+        _ => match File::open(path).and_then(|mut file| begins_with_magic(&mut file)) {
+            Ok(false) => (Content::NotAPayload, None),
+            Ok(true) if has_rested(&identity, now) => (Content::Unread, Some(now)),
+            Ok(true) => (Content::Unsettled, Some(now + SETTLED)),
+            Err(error) if is_gone(&error) => return Err(error),
+            // What was known is of another file.
+            Err(error) => (Content::unreadable(&error), Some(now + SETTLED)),
+        },
+    };
+    Ok(Seen {
+        identity,
+        content,
+        sidecar,
+        read_at,
+    })
 }
 
 /// Reads the whole file once, in bounded memory: hashes it, and checks it as a
@@ -593,24 +663,43 @@ fn sidecar_path(path: &Path) -> PathBuf {
 }
 
 /// What a sidecar says, or why that is not known. One that cannot be read now says
-/// what it did before.
-fn look_at_sidecar(path: &Path, before: Option<&Seen>) -> Option<Result<Sidecar, String>> {
-    match read_sidecar(path) {
+/// what it did before, as long as it is not known to be another one.
+fn look_at_sidecar(
+    path: PathBuf,
+    before: Option<&Seen>,
+    unreadable: &mut BTreeMap<PathBuf, io::Error>,
+) -> Option<Result<SeenSidecar, String>> {
+    match read_sidecar(&path) {
         Ok(said) => Some(said),
         Err(error) if is_gone(&error) => None,
-        Err(error) => before
-            .and_then(|seen| seen.sidecar.clone())
-            .or_else(|| Some(Err(format!("cannot be read: {error}")))),
+        Err(error) => match before.and_then(|seen| seen.sidecar.as_ref()) {
+            Some(Ok(sidecar)) if !sidecar.has_changed(&path) => {
+                unreadable.insert(path, error);
+                Some(Ok(sidecar.clone()))
+            }
+            _ => Some(Err(format!("cannot be read: {error}"))),
+        },
     }
 }
 
-fn read_sidecar(path: &Path) -> io::Result<Result<Sidecar, String>> {
+impl SeenSidecar {
+    /// Where not even that can be told, it has not.
+    fn has_changed(&self, path: &Path) -> bool {
+        path.metadata()
+            .is_ok_and(|metadata| FileIdentity::of(&metadata) != self.identity)
+    }
+}
+
+fn read_sidecar(path: &Path) -> io::Result<Result<SeenSidecar, String>> {
+    let file = File::open(path)?;
+    // Before the text, so that one written to meanwhile is another one.
+    let identity = FileIdentity::of(&file.metadata()?);
     let mut text = Vec::new();
-    File::open(path)?
-        .take(MAX_SIDECAR_BYTES + 1)
-        .read_to_end(&mut text)?;
+    file.take(MAX_SIDECAR_BYTES + 1).read_to_end(&mut text)?;
     if u64::try_from(text.len()).is_ok_and(|length| length > MAX_SIDECAR_BYTES) {
         return Ok(Err(format!("is longer than {MAX_SIDECAR_BYTES} bytes")));
     }
-    Ok(serde_json::from_slice(&text).map_err(|error| error.to_string()))
+    Ok(serde_json::from_slice(&text)
+        .map(|said| SeenSidecar { identity, said })
+        .map_err(|error| error.to_string()))
 }

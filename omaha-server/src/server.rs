@@ -22,7 +22,7 @@ use axum::{Extension, Router};
 use bounded_http::{Limits, Tcp};
 use omaha_protocol::{Request, limits};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::ServerError;
@@ -30,6 +30,7 @@ use crate::answer::{BaseUrl, answer};
 use crate::catalogue::Catalogue;
 use crate::decide::Policy;
 use crate::error::in_one_line;
+use crate::files::Downloads;
 use crate::labels::Defaults;
 use crate::scan::Scanner;
 use crate::{files, journal};
@@ -56,6 +57,8 @@ pub struct Settings {
     pub policy: Policy,
     /// How often the folder is looked at.
     pub rescan: Duration,
+    /// At a time; seven eighths of them may be downloads.
+    pub connections: usize,
 }
 
 /// A server that listens and knows its folder, but does not answer yet.
@@ -73,6 +76,7 @@ struct Shared {
     public_url: Option<BaseUrl>,
     policy: Policy,
     address: SocketAddr,
+    downloads: Downloads,
     /// The last look at the folder succeeded.
     is_healthy: Arc<AtomicBool>,
 }
@@ -123,6 +127,10 @@ impl Server {
             public_url: self.settings.public_url.clone(),
             policy: self.settings.policy,
             address: self.address,
+            downloads: Downloads {
+                permits: Arc::new(Semaphore::new(most_downloads(self.settings.connections))),
+                suspects: self.scanner.suspects(),
+            },
             is_healthy: Arc::new(AtomicBool::new(true)),
         };
         let stop = self.scanner.stop();
@@ -134,6 +142,7 @@ impl Server {
         );
         // How long a download takes has no limit: a slow one that gets on is a good one.
         let limits = Limits {
+            connections: self.settings.connections,
             life: None,
             grace: SHUTDOWN_GRACE,
             ..Limits::default()
@@ -146,6 +155,11 @@ impl Server {
         // The runtime waits for the file that is being read.
         stop.store(true, Ordering::Relaxed);
     }
+}
+
+/// Downloads may last for days; checks must get in meanwhile.
+fn most_downloads(connections: usize) -> usize {
+    connections.saturating_sub(connections.div_ceil(8)).max(1)
 }
 
 /// Scanning blocks, so it happens on a thread that may.
@@ -200,7 +214,7 @@ fn rescan_forever(
 fn read_some(scanner: &mut Scanner, time: Duration) -> bool {
     let begun = Instant::now();
     let mut has_read = false;
-    while scanner.read_next(SystemTime::now()) {
+    while scanner.read_next(SystemTime::now) {
         has_read = true;
         if begun.elapsed() >= time {
             break;
@@ -303,5 +317,50 @@ async fn file(
     let Some(artifact) = catalogue.file(&sha256, &name) else {
         return files::not_found();
     };
-    files::serve(client, artifact, &method, &headers).await
+    files::serve(client, artifact, &method, &headers, &shared.downloads).await
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    #[test]
+    fn an_eighth_of_the_connections_is_no_download() {
+        for (connections, downloads) in [(1, 1), (2, 1), (8, 7), (9, 7), (496, 434), (4096, 3584)] {
+            assert_eq!(most_downloads(connections), downloads, "{connections}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_scanner_hears_of_a_file_that_a_download_found_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().canonicalize().unwrap().join("u-1.2.3");
+        let content = include_bytes!("../../fixtures/crau-v1/unsigned.payload");
+        std::fs::write(&file, content).unwrap();
+        let server = Server::bind(Settings {
+            folder: folder.path().to_owned(),
+            listen: ([127, 0, 0, 1], 0).into(),
+            public_url: None,
+            defaults: Defaults::default(),
+            policy: Policy::default(),
+            rescan: Duration::from_secs(3600),
+            connections: 1,
+        });
+        let server = server.await.unwrap();
+        let (address, suspects) = (server.address(), server.scanner.suspects());
+        let sha256 = server.catalogue.borrow().artifacts[0].sha256_hex();
+        let running = tokio::spawn(server.run(std::future::pending()));
+        std::fs::write(&file, [0; 1000]).unwrap();
+        let mut client = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET /p/{sha256}/u-1.2.3 HTTP/1.0\r\n\r\n");
+        client.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.0 503"), "{answer}");
+        assert_eq!(suspects.take(), [file].into());
+        running.abort();
+    }
 }

@@ -57,8 +57,14 @@ impl Drop for Running {
 /// Starts the server and gives the address that it prints.
 fn serve(folder: &Path, more: &[&str]) -> (Running, String) {
     let folder = folder.to_str().unwrap();
-    let mut child = command(&["serve", folder, "--listen", "127.0.0.1:0"])
-        .args(more)
+    let mut command = command(&["serve", folder, "--listen", "127.0.0.1:0"]);
+    command.args(more);
+    start(command)
+}
+
+fn start(mut command: Command) -> (Running, String) {
+    let mut child = command
+        .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -260,4 +266,23 @@ fn help_teaches() {
         assert!(help.status.success());
         assert!(text(&help.stdout).contains("DIR/stable/flatcar-amd64-4152.2.0.gz"));
     }
+}
+
+#[test]
+fn the_soft_limit_of_open_files_is_no_limit() {
+    let folder = folder_with_payload();
+    let mut shell = Command::new("sh");
+    let script = "ulimit -Sn 64; ulimit -Hn 4000; exec \"$@\"";
+    shell
+        .args(["-c", script, "sh", env!("CARGO_BIN_EXE_omaha-server")])
+        .arg("serve")
+        .arg(folder.path())
+        .args(["--listen", "127.0.0.1:0"]);
+    let (running, _address) = start(shell);
+    let limits = fs::read_to_string(format!("/proc/{}/limits", running.0.id())).unwrap();
+    let files = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let words: Vec<_> = files.unwrap().split_whitespace().collect();
+    assert_eq!(words[3..5], ["4000", "4000"], "{limits}");
 }

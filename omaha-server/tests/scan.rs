@@ -2,13 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panic")]
 
-use std::fs::{self, File};
+use std::cell::Cell;
+use std::fs::{self, File, Permissions};
 use std::io::Write;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
+use nix::sys::stat::Mode;
+use nix::unistd::{Uid, geteuid, mkfifo, setfsuid};
 use omaha_protocol::OS_APP_ID;
 use omaha_server::catalogue::Catalogue;
 use omaha_server::labels::Defaults;
@@ -179,35 +182,65 @@ fn what_goes_or_is_relabelled_is_noticed_before_anything_new_is_read() {
     assert_eq!(reason(&catalogue, "new-1.2.4.payload"), "it is being read");
 
     for count in [2, 3] {
-        assert!(folder.scanner.read_next(now));
+        assert!(folder.scanner.read_next(|| now));
         assert_eq!(offered(&folder.scanner.catalogue()).len(), count);
     }
-    assert!(!folder.scanner.read_next(now));
+    assert!(!folder.scanner.read_next(|| now));
 }
 
 #[test]
 fn a_payload_with_new_attributes_stays_on_offer_while_it_is_read_again() {
-    use std::os::unix::fs::PermissionsExt;
     let mut folder = Folder::new();
     folder.put("update-1.2.3.payload", FULL);
     let path = folder.path("update-1.2.3.payload");
     let before = folder.scan();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
     let now = SystemTime::now() + Duration::from_secs(3600);
     folder.scanner.survey(now).unwrap();
     assert_eq!(folder.scanner.catalogue(), before);
-    assert!(folder.scanner.read_next(now));
+    assert!(folder.scanner.read_next(|| now));
     assert_eq!(folder.scanner.catalogue(), before);
-    assert!(!folder.scanner.read_next(now));
+    assert!(!folder.scanner.read_next(|| now));
 
     // A change that hides behind its old time is found by reading.
+    write_behind_its_time(&path);
+    assert!(offered(&folder.scan()).is_empty());
+}
+
+#[test]
+fn a_suspect_is_read_again_though_nothing_tells_of_a_change() {
+    let mut folder = Folder::new();
+    folder.put("update-1.2.3.payload", FULL);
+    let path = folder.path("update-1.2.3.payload");
+    let before = folder.scan();
+    let now = SystemTime::now() + Duration::from_secs(3600);
+    folder.scanner.suspects().add(&path);
+    folder.scanner.suspects().add(&folder.path("unknown"));
+    folder.scanner.survey(now).unwrap();
+    assert_eq!(folder.scanner.catalogue(), before);
+    // After the look, for only a rotting disk could do it unseen before.
+    write_behind_its_time(&path);
+    assert!(folder.scanner.read_next(|| now));
+    let catalogue = folder.scanner.catalogue();
+    assert!(catalogue.artifacts.is_empty());
+    let reason = reason(&catalogue, "update-1.2.3.payload");
+    assert!(reason.starts_with("operation "), "{reason}");
+
+    // The suspicion is over with that.
+    fs::write(&path, FULL).unwrap();
+    assert_eq!(folder.scan().artifacts.len(), 1);
+    folder.scanner.survey(now).unwrap();
+    assert!(!folder.scanner.read_next(|| now));
+}
+
+/// Changes a byte of the file, which is a copy of [`FULL`], and sets its time back.
+fn write_behind_its_time(path: &Path) {
     let modified = path.metadata().unwrap().modified().unwrap();
     let mut content = FULL.to_vec();
     content[FULL.len() / 2] ^= 1;
-    fs::write(&path, &content).unwrap();
-    let file = File::options().write(true).open(&path).unwrap();
+    fs::write(path, &content).unwrap();
+    let file = File::options().write(true).open(path).unwrap();
     file.set_modified(modified).unwrap();
-    assert!(offered(&folder.scan()).is_empty());
 }
 
 #[test]
@@ -275,6 +308,160 @@ fn what_cannot_be_looked_at_for_a_moment_stays_on_offer() {
     fs::rename(&root, folder.path("gone")).unwrap();
     assert!(folder.scanner.survey(SystemTime::now()).is_err());
     assert_eq!(folder.scanner.catalogue(), Catalogue::default());
+}
+
+/// Runs `scan` as somebody who may look at everything in `folder` and open only what
+/// its mode lets everybody open; root could open all.
+fn as_nobody<T>(folder: &Path, scan: impl FnOnce() -> T) -> T {
+    /// Counts for this thread alone.
+    struct Restored(Uid);
+    impl Drop for Restored {
+        fn drop(&mut self) {
+            setfsuid(self.0);
+        }
+    }
+    fs::set_permissions(folder, Permissions::from_mode(0o755)).unwrap();
+    let _restored = geteuid()
+        .is_root()
+        .then(|| Restored(setfsuid(Uid::from_raw(65534))));
+    scan()
+}
+
+/// Moves a file that nobody may open to `path`.
+fn replace_with_closed(path: &Path, content: &[u8]) {
+    let closed = path.with_file_name(".closed");
+    fs::write(&closed, content).unwrap();
+    fs::set_permissions(&closed, Permissions::from_mode(0o000)).unwrap();
+    fs::rename(&closed, path).unwrap();
+}
+
+fn open_again(path: &Path) {
+    fs::set_permissions(path, Permissions::from_mode(0o644)).unwrap();
+}
+
+#[test]
+fn what_is_replaced_by_something_closed_is_not_offered_until_it_can_be_read() {
+    let mut folder = Folder::new();
+    let (payload, sidecar) = ("update-1.2.3.payload", "update-1.2.3.payload.json");
+    let root = folder.folder.path().to_owned();
+    folder.put(payload, FULL);
+    assert_eq!(offered(&folder.scan()), [(payload, "1.2.3")]);
+
+    replace_with_closed(&folder.path(payload), SIGNED);
+    for _ in 0..2 {
+        let catalogue = as_nobody(&root, || folder.scan());
+        assert!(offered(&catalogue).is_empty());
+        let reason = reason(&catalogue, payload);
+        assert!(
+            reason.starts_with("it cannot be read: Permission"),
+            "{reason}"
+        );
+        assert!(!reason.contains("as it was"), "{reason}");
+    }
+    open_again(&folder.path(payload));
+    let signed = u64::try_from(SIGNED.len()).unwrap();
+    assert_eq!(folder.scan().artifacts[0].size, signed);
+
+    // With the labels of before it might go to more machines than it should now.
+    for before in [None, Some(&b"{}"[..])] {
+        if let Some(before) = before {
+            folder.put(sidecar, before);
+        }
+        assert_eq!(folder.scan().artifacts.len(), 1);
+        replace_with_closed(&folder.path(sidecar), br#"{"track": "beta"}"#);
+        for _ in 0..2 {
+            let catalogue = as_nobody(&root, || folder.scan());
+            assert!(offered(&catalogue).is_empty());
+            let why = reason(&catalogue, payload);
+            assert!(why.contains(".json: cannot be read: Permission"), "{why}");
+            assert!(reason(&catalogue, sidecar).contains("cannot be read"));
+        }
+        open_again(&folder.path(sidecar));
+        let catalogue = folder.scan();
+        assert_eq!(catalogue.artifacts[0].labels.track.as_deref(), Some("beta"));
+        assert!(catalogue.left_out.is_empty(), "{:?}", catalogue.left_out);
+        fs::remove_file(folder.path(sidecar)).unwrap();
+    }
+}
+
+#[test]
+fn a_sidecar_that_is_no_file_here_keeps_its_payload_back() {
+    let mut folder = Folder::new();
+    let outside = tempfile::NamedTempFile::new().unwrap();
+    folder.put("update-1.2.3.payload", FULL);
+    let path = folder.path("update-1.2.3.payload.json");
+    let make: [&dyn Fn(); 4] = [
+        &|| fs::create_dir(&path).unwrap(),
+        &|| mkfifo(&path, Mode::S_IRUSR).unwrap(),
+        &|| symlink(outside.path(), &path).unwrap(),
+        &|| symlink("nowhere", &path).unwrap(),
+    ];
+    for make in make {
+        assert_eq!(folder.scan().artifacts.len(), 1);
+        make();
+        let catalogue = folder.scan();
+        let why = reason(&catalogue, "update-1.2.3.payload");
+        assert!(
+            why.ends_with(".json: is no file in the payload folder"),
+            "{why}"
+        );
+        let _ = fs::remove_dir(&path).or_else(|_| fs::remove_file(&path));
+    }
+}
+
+#[test]
+fn a_file_that_fails_again_and_again_holds_up_no_other() {
+    let mut folder = Folder::new();
+    let root = folder.folder.path().to_owned();
+    folder.put("known-1.2.3.payload", FULL);
+    folder.scan();
+    write_behind_its_time(&folder.path("known-1.2.3.payload"));
+    replace_with_closed(&folder.path("failing-1.2.4.payload"), FULL);
+    folder.put("new-1.2.5.payload", FULL);
+
+    let time = Cell::new(SystemTime::now() + Duration::from_secs(3600));
+    // Each reading takes longer than the wait for the next one.
+    let asked = Cell::new(0);
+    let clock = || {
+        asked.set(asked.get() + 1);
+        if asked.get() % 2 == 0 {
+            time.set(time.get() + 2 * SETTLED);
+        }
+        time.get()
+    };
+    as_nobody(&root, || {
+        folder.scanner.survey(time.get()).unwrap();
+        time.set(time.get() + SETTLED);
+        assert!(folder.scanner.read_next(clock));
+        assert_eq!(offered(&folder.scanner.catalogue()).len(), 2);
+        assert!(folder.scanner.read_next(clock));
+        let catalogue = folder.scanner.catalogue();
+        assert_eq!(offered(&catalogue), [("new-1.2.5.payload", "1.2.5")]);
+        assert!(folder.scanner.read_next(clock));
+        assert!(
+            !folder.scanner.read_next(clock),
+            "it waits before it is tried again"
+        );
+    });
+}
+
+#[test]
+fn a_sidecar_that_is_the_same_but_cannot_be_opened_counts_and_is_told() {
+    let mut folder = Folder::new();
+    let (payload, sidecar) = ("update-1.2.3.payload", "update-1.2.3.payload.json");
+    let root = folder.folder.path().to_owned();
+    folder.put(payload, FULL);
+    folder.put(sidecar, br#"{"track": "beta"}"#);
+    // Its mode is what it was; who looks is another one.
+    fs::set_permissions(folder.path(sidecar), Permissions::from_mode(0o600)).unwrap();
+    let before = folder.scan();
+    if geteuid().is_root() {
+        let catalogue = as_nobody(&root, || folder.scan());
+        assert_eq!(catalogue.artifacts, before.artifacts);
+        let reason = reason(&catalogue, sidecar);
+        assert!(reason.ends_with("stays as it was"), "{reason}");
+    }
+    assert_eq!(folder.scan(), before);
 }
 
 #[test]

@@ -4,7 +4,9 @@
 
 use std::fs::{self, File};
 use std::future::Future;
+use std::io::Cursor;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -17,8 +19,10 @@ use omaha_server::catalogue::Catalogue;
 use omaha_server::decide::Policy;
 use omaha_server::labels::Defaults;
 use omaha_server::server::{Server, Settings};
+use payload::make;
 use reqwest::header::HeaderMap;
 use reqwest::{Method, StatusCode};
+use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -63,6 +67,7 @@ impl TestServer {
             policy: Policy::default(),
             // Never, unless the test is about it.
             rescan: Duration::from_secs(3600),
+            connections: 100,
         };
         change(&mut settings);
         let server = Server::bind(settings).await.unwrap();
@@ -689,6 +694,57 @@ async fn many_downloads_at_once_are_all_right() {
     .await;
 }
 
+/// A payload that no socket buffers whole.
+fn large_payload() -> Vec<u8> {
+    let blocks = (0..16_u64 << 15).flat_map(|n| Sha256::digest(n.to_le_bytes()).to_vec());
+    let image: Vec<u8> = blocks.collect();
+    let source = make::Source {
+        size: u64::try_from(image.len()).unwrap(),
+        reader: &mut &image[..],
+    };
+    let scratch = Cursor::new(Vec::new());
+    let (named, threads) = (Vec::new(), NonZeroUsize::MIN);
+    let mut payload = Vec::new();
+    make::full(source, None, named, make::Profile::V2, scratch, threads)
+        .unwrap()
+        .sign(&[], &mut payload)
+        .unwrap();
+    payload
+}
+
+#[tokio::test]
+async fn downloads_leave_room_for_checks() {
+    let large = large_payload();
+    bounded(async {
+        let files: [(&str, &[u8]); 2] = [("a-2.0.0.payload", FULL), ("b-1.0.0.payload", &large)];
+        let server = TestServer::start_with(&files, |settings| settings.connections = 2).await;
+        let small = server.offered_path().await;
+        let catalogue = server.catalogue.borrow().clone();
+        let large = &catalogue.artifacts[1];
+        let large = format!("/p/{}/{}", large.sha256_hex(), large.name);
+
+        let held = server.client.get(server.url(&large)).send().await.unwrap();
+        assert_eq!(held.status(), StatusCode::OK);
+        let reply = server.get(&small, &[]).await;
+        assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(!reply.header("retry-after").is_empty());
+        assert_eq!(reply.header("connection"), "close");
+        assert_eq!(server.get("/healthz", &[]).await.status, StatusCode::OK);
+        assert_eq!(
+            server.offered(machine("1.0.0")).await.as_deref(),
+            Some("2.0.0")
+        );
+
+        drop(held);
+        while server.get(&small, &[]).await.status != StatusCode::OK {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        // One that is over holds nothing.
+        assert_eq!(server.get(&small, &[]).await.status, StatusCode::OK);
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn shutdown_lets_the_server_end() {
     bounded(async {
@@ -714,6 +770,7 @@ async fn an_address_in_use_is_an_error_with_its_name() {
             defaults: Defaults::default(),
             policy: Policy::default(),
             rescan: Duration::from_secs(3600),
+            connections: 100,
         };
         let error = Server::bind(settings).await.err().unwrap();
         assert_eq!(

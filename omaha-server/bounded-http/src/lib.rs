@@ -13,7 +13,7 @@ use axum::serve::Listener;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{setsockopt, sockopt::TcpUserTimeout};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -57,6 +57,27 @@ impl Default for Limits {
             grace: Duration::from_secs(15),
         }
     }
+}
+
+/// Lets this process have as many files open as the most connections need, or as many as
+/// the system's hard limit allows; to be called before [`Limits::default`]. The soft limit
+/// of old is there for programs that use `select`, and what this process starts inherits
+/// the new one.
+pub fn raise_open_files() -> io::Result<()> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let raised = raised_open_files(soft, hard);
+    if raised != soft {
+        setrlimit(Resource::RLIMIT_NOFILE, raised, hard)?;
+    }
+    Ok(())
+}
+
+fn raised_open_files(soft: u64, hard: u64) -> u64 {
+    let connections = u64::try_from(MOST_CONNECTIONS).unwrap_or(u64::MAX);
+    let needed = connections
+        .saturating_mul(FILES_PER_CONNECTION)
+        .saturating_add(OTHER_FILES);
+    soft.max(needed.min(hard))
 }
 
 fn connections_within(files: u64) -> usize {
@@ -394,5 +415,19 @@ mod tests {
         ] {
             assert_eq!(connections_within(files), connections, "{files}");
         }
+    }
+
+    #[test]
+    fn open_files_are_raised_to_what_connections_need_and_never_lowered() {
+        for (soft, hard, raised) in [
+            (1024, 1 << 19, 8224),
+            (1024, u64::MAX, 8224),
+            (1024, 4096, 4096),
+            (1024, 1024, 1024),
+            (1 << 16, 1 << 19, 1 << 16),
+        ] {
+            assert_eq!(raised_open_files(soft, hard), raised, "{soft} {hard}");
+        }
+        assert_eq!(connections_within(8224), MOST_CONNECTIONS);
     }
 }
