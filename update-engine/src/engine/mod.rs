@@ -382,7 +382,7 @@ impl Engine {
     /// Lets a running installation stop at a recorded point, or end when its post-install
     /// program has begun. That takes as long as it takes: to leave before could leave the
     /// new slot active with nobody to finish it or to take it back. The service manager
-    /// knows how long it waits.
+    /// bounds it, by `TimeoutStopSec=` of the unit.
     async fn wind_down(mut self, mut watchdog: Watchdog) {
         self.cancel.cancel();
         let busy = |state: &State| {
