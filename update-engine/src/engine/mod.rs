@@ -180,6 +180,13 @@ impl Engine {
         let settings = load_settings(&world.root);
         // After a soft reboot, in which the kernel and what is in memory stay.
         let is_up = world.runs_the_update(&settings) == Some(true);
+        if let Err(error) = world.settle_security_epoch_of_running(&settings) {
+            let why = error.words();
+            tracing::error!(
+                why,
+                "cannot record the security epoch; each check tries again"
+            );
+        }
         let marker = !is_up && world.marker().is_ok_and(|path| path.exists());
         let moment = Moment {
             monotonic: Duration::ZERO,

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use super::Surroundings;
 use super::checkpoint::{Checkpoints, Found, Identity};
 use super::decoders::{Decoders, Ready};
-use super::proof::{PostInstalled, Proof, ReadBack};
+use super::proof::{self, PostInstalled, Proof, ReadBack};
 use super::slot_image::SlotImage;
 use super::verity;
 use crate::error::{Artefact, UpdateError};
@@ -798,6 +798,11 @@ impl Written {
     /// What must be posted before anything else, if anything.
     pub(super) fn pcr_policy(&self) -> Option<PcrPolicy> {
         self.policy_to_post.clone()
+    }
+
+    /// The release's security epoch, if it has one.
+    pub(super) fn security_epoch(&self) -> Option<u64> {
+        proof::security_epoch(&self.verified)
     }
 
     /// Lets the new image have its say, and gives the proof that it may boot, with
