@@ -2,6 +2,7 @@
 //! made with the `payload` command as a release machine would.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +21,7 @@ const MAKE_LIMIT: Duration = Duration::from_secs(120);
 
 /// What to release.
 #[derive(Debug, Clone, Copy)]
-pub struct Recipe {
+pub struct Recipe<'a> {
     /// Its version.
     pub version: &'static str,
     /// Bytes of the one file in the image, which is little larger.
@@ -29,17 +30,20 @@ pub struct Recipe {
     pub kernel_size: usize,
     /// Fixture key that signs it, `ed25519` for example.
     pub key: &'static str,
+    /// Its post-install program, a script.
+    pub postinst: Option<&'a str>,
     /// Further options of `payload generate`.
     pub options: &'static [&'static str],
 }
 
-impl Default for Recipe {
+impl Default for Recipe<'_> {
     fn default() -> Self {
         Self {
             version: "2.0.0",
             content_size: 8 << 20,
             kernel_size: 100_000,
             key: "ed25519",
+            postinst: None,
             options: &[],
         }
     }
@@ -64,9 +68,15 @@ impl Release {
     /// # Errors
     ///
     /// The `payload` command fails.
-    pub fn make(recipe: Recipe) -> Result<Self> {
+    pub fn make(recipe: Recipe<'_>) -> Result<Self> {
         let folder = TempDir::new()?;
-        let image = squashfs(folder.path(), &content(recipe.version, recipe.content_size))?;
+        let tree = folder.path().join("tree");
+        fs::create_dir(&tree)?;
+        if let Some(script) = recipe.postinst {
+            fs::write(tree.join("postinst"), script)?;
+            fs::set_permissions(tree.join("postinst"), fs::Permissions::from_mode(0o755))?;
+        }
+        let image = squashfs(&tree, &content(recipe.version, recipe.content_size))?;
         let kernel = content(&format!("kernel {}", recipe.version), recipe.kernel_size);
         let path = |name| folder.path().join(name);
         fs::write(path("usr.img"), &image)?;
@@ -223,17 +233,17 @@ impl Workshop {
     }
 }
 
-/// A file system that holds one file of this content, as it is: not compressed,
+/// A file system that holds what is in the folder and a file of this content, as it is: not compressed,
 /// so that the payload decides what becomes small. Real, because a machine that
 /// runs as root looks into it for a post-install program.
-fn squashfs(folder: &Path, content: &[u8]) -> Result<Vec<u8>> {
+fn squashfs(tree: &Path, content: &[u8]) -> Result<Vec<u8>> {
     let options = [
         "-noInodeCompression",
         "-noDataCompression",
         "-noFragmentCompression",
         "-noIdTableCompression",
     ];
-    squashfs_with(folder, content, &options)
+    squashfs_with(tree, content, &options)
 }
 
 /// The same compressed with Zstandard, as real images are.
@@ -246,13 +256,13 @@ pub fn compressed_squashfs(content: &[u8]) -> Result<Vec<u8>> {
     squashfs_with(TempDir::new()?.path(), content, &options)
 }
 
-fn squashfs_with(folder: &Path, content: &[u8], options: &[&str]) -> Result<Vec<u8>> {
-    let (tree, image) = (folder.join("tree"), folder.join("tree.img"));
-    fs::create_dir(&tree)?;
+fn squashfs_with(tree: &Path, content: &[u8], options: &[&str]) -> Result<Vec<u8>> {
+    let folder = TempDir::new()?;
+    let image = folder.path().join("tree.img");
     fs::write(tree.join("content"), content)?;
     let mut mksquashfs = system_tool("mksquashfs");
     mksquashfs
-        .arg(&tree)
+        .arg(tree)
         .arg(&image)
         .args(["-noappend", "-quiet", "-no-progress"])
         .args(options);

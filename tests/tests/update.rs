@@ -313,6 +313,73 @@ fn a_release_whose_security_epoch_cannot_be_recorded_does_not_become_active() {
     assert_eq!(fs::read_to_string(epoch).unwrap(), "3");
 }
 
+/// As that of Flatcar, which calls cgpt for it. What follows at the end of an installation
+/// follows at the next start then.
+#[test]
+fn a_release_whose_post_install_program_flips_and_dies_still_raises_the_security_epoch() {
+    let gptprio = program("gptprio").unwrap();
+    let gptprio = gptprio.get_program().to_str().unwrap();
+    let script = format!(
+        "#!/bin/sh\n\
+             disk=$(losetup --noheadings --output BACK-FILE \"$1\")\n\
+             {gptprio} set \"$disk\" 4 -P 3 -T 1 -S 0\n\
+             umount --lazy \"${{0%/*}}\"\n\
+             kill -KILL $PPID\n"
+    );
+    let release = Release::make(Recipe {
+        options: &["--security-epoch", "3"],
+        postinst: Some(&script),
+        ..Recipe::default()
+    })
+    .unwrap();
+    let server = serve(&release);
+    let machine = Machine::new(SLOT_SIZE, &server.url("/v1/update/"), "ed25519").unwrap();
+    let mut daemon = machine.start_daemon().unwrap();
+    let client = machine.start_client(&["-follow"]).unwrap();
+    poll_until("the end of the daemon or of the update", LIMIT, || {
+        let is_done = machine
+            .path("var/run/update_engine_autoupdate_completed")
+            .exists();
+        Ok((is_done || !daemon.is_running()?).then_some(()))
+    })
+    .unwrap();
+    if daemon.is_running().unwrap() {
+        eprintln!("images cannot be mounted here: no post-install program ran");
+        return;
+    }
+    drop(client);
+    let pref = |name| fs::read_to_string(machine.path("var/lib/update_engine/prefs").join(name));
+    assert!(pref("security-epoch").is_err());
+
+    let slot = machine.reboot(SECOND_BOOT, version_of).unwrap();
+    assert_eq!(slot, Slot::B);
+    let _daemon = machine.start_daemon_in(slot).unwrap();
+    assert_eq!(pref("security-epoch").unwrap(), "3");
+    assert!(pref("pending-security-epoch").is_err());
+}
+
+/// It took nothing over, so that releases of a lower epoch may still come.
+#[test]
+fn a_post_install_program_that_refuses_leaves_the_security_epoch_as_it_was() {
+    let release = Release::make(Recipe {
+        options: &["--security-epoch", "3"],
+        postinst: Some("#!/bin/sh\nexit 1\n"),
+        ..Recipe::default()
+    })
+    .unwrap();
+    let server = serve(&release);
+    let machine = Machine::new(SLOT_SIZE, &server.url("/v1/update/"), "ed25519").unwrap();
+    let _daemon = machine.start_daemon().unwrap();
+    if machine.client(&["-follow"]).unwrap().success().is_ok() {
+        eprintln!("images cannot be mounted here: no post-install program ran");
+        return;
+    }
+    for pref in ["security-epoch", "pending-security-epoch"] {
+        let path = machine.path("var/lib/update_engine/prefs").join(pref);
+        assert!(!path.exists(), "{pref}");
+    }
+}
+
 #[test]
 fn a_folder_of_payloads_and_the_omaha_server_are_enough() {
     for key in ["ed25519", "rsa-2048", "rsa-4096"] {

@@ -207,7 +207,7 @@ pub enum UpdateError {
         path: String,
         /// Bytes.
         needed: u64,
-        /// Bytes that are free or the file's already.
+        /// Bytes that are the file's already, or free and not taken by another new file.
         available: u64,
         /// The slot whose files must stay.
         running: String,

@@ -177,6 +177,10 @@ fn under_the_name_of_cgpt_it_answers_as_cgpt() {
         "add -i 3 -P 1 -T 0 -S 1 DISK",
         "add -i4 -S0 -T1 -P2 DISK",
         "repair -v DISK",
+        "ad -i 0x4 -P 0xf -T 010 -S 0x0 DISK",
+        "a -i 011 -P 017 DISK",
+        "rep DISK",
+        "add -i4 -S0 -T1 -P2 DISK",
     ] {
         let (_theirs, their_image) = image_copy(&image);
         assert_eq!(as_cgpt(command, &image), (true, String::new()), "{command}");
@@ -197,6 +201,13 @@ fn under_the_name_of_cgpt_it_answers_as_cgpt() {
         "show -i 4 -b DISK",
         "show -i 4 -s DISK",
         "show -i 3 -A DISK",
+        "s -i 0x4 -P DISK",
+        "sh -n -v -q -d -i 0x3 -T DISK",
+        "show -i 011 -l DISK",
+        "show -n -i 3 DISK",
+        "show -q -n -i 4 DISK",
+        "show -n -i 1 DISK",
+        "f -l USR-B DISK",
         "find -t 5DFBF5F4-2848-4BAC-AA5E-0D9A20B745A6 DISK",
         "find -l USR-B DISK",
         "find -l USR-B -t 5dfbf5f4-2848-4bac-aa5e-0d9a20b745a6 DISK",
@@ -207,6 +218,11 @@ fn under_the_name_of_cgpt_it_answers_as_cgpt() {
         "show -P DISK",
         "show -i 0 -P DISK",
         "show -i 300 -P DISK",
+        "show -i 300 DISK",
+        "show -i 08 -P DISK",
+        "show -i 4x -P DISK",
+        "add -i 3 -P 0x10 DISK",
+        "prioritize -P 0x0 DISK",
         "add -i 3 -P 16 DISK",
         "add -i 7 -P 1 DISK",
         "show /not/there",
@@ -251,6 +267,17 @@ fn under_the_name_of_cgpt_it_does_what_flatcar_asks_for() {
     }
     assert_eq!(slots(), ["1/0/1", "2/1/0"]);
     assert!(ask("show DISK").contains("USR-B"));
+    // The layout is that of `show -n -i`, which is compared above.
+    let entry = ask("show -i 4 DISK");
+    let [title, label, type_name, guid, attributes] = entry.lines().collect::<Vec<_>>()[..] else {
+        panic!("{entry}");
+    };
+    let numbers = ask("show -n -i 4 DISK");
+    let same: Vec<_> = numbers.lines().collect();
+    assert_eq!([title, label, guid], [same[0], same[1], same[3]]);
+    assert_eq!(type_name.trim(), "Type: Alias for coreos-rootfs");
+    assert_eq!(attributes.trim(), "Attr: priority=2 tries=1 successful=0");
+    assert_eq!(ask("p -i 0x4 DISK"), "");
 
     let guid = "e03dd35c-7c2d-4a47-b3fe-27f15780a57c\n";
     assert_eq!(ask("next DISK"), guid);

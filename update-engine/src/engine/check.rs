@@ -14,7 +14,7 @@ use crate::error::UpdateError;
 use crate::machine::{CheckResult, Failure};
 use crate::omaha::{self, Answer, UpdateOffer};
 use crate::plan;
-use crate::platform::KernelFiles;
+use crate::platform::{KernelFiles, Slot};
 use crate::policy::{self, Circumstances, Decision, History, Rules};
 use crate::prefs::{self, FULL_RESPONSE, Key, PREVIOUS_VERSION};
 use crate::retry::RetryState;
@@ -210,6 +210,7 @@ fn consider(
         Decision::Ignored(reason) => return Err(UpdateError::Ignored { version, reason }),
         Decision::Backoff(until) => return Err(UpdateError::Backoff { version, until }),
     }
+    world.settle_security_epoch_of_running(settings)?;
     let circumstances = Circumstances {
         app_id: attempt.identity.app_id.clone(),
         board: attempt.identity.board.clone(),
@@ -316,6 +317,13 @@ impl World {
     fn update_slot(&self) -> Option<Guid> {
         let text = self.read(UPDATE_SLOT).ok().flatten()?;
         text.parse().ok()
+    }
+
+    /// Whether `slot`, which does not run, may boot next or later. Yes when that cannot be
+    /// told. Blocking: it looks at the disk.
+    pub(super) fn may_be_active(&self, slot: &Slot, settings: &Settings) -> bool {
+        self.standing(settings)
+            .is_none_or(|standing| standing.others_active.contains(&slot.unique_guid))
     }
 
     fn standing(&self, settings: &Settings) -> Option<Standing> {

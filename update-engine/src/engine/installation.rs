@@ -59,14 +59,13 @@ impl World {
         let observer = Reports {
             world: Arc::clone(&self),
             attempt: Arc::clone(&attempt),
-            target: plan.slots.target.clone(),
-            label: plan.offer.label(),
+            plan: Arc::clone(&plan),
             sender: sender.clone(),
         };
         let ended = install::run(Arc::clone(&plan), surroundings, &observer, cancel).await;
         // The daemon may be idle for days.
         self.encoders(&attempt.settings).forget();
-        self.record(&plan, &ended);
+        self.record(&plan, &attempt.settings, &ended);
         match ended.result {
             Ok(_) => {
                 // Told here before it is told the server, which may be slow.
@@ -104,7 +103,7 @@ impl World {
 
     /// What the next attempt and the next boot must know. Failing to keep a
     /// number must not turn an applied update into a failed one.
-    fn record(&self, plan: &InstallPlan, ended: &Ended) {
+    fn record(&self, plan: &InstallPlan, settings: &Settings, ended: &Ended) {
         let mut kept = Vec::new();
         if ended.received {
             // The next attempt goes on where a stopped one was, so it need not wait.
@@ -119,6 +118,10 @@ impl World {
             Err(UpdateError::Cancelled) => {}
             Err(error) => {
                 kept.push(self.count_failure(&plan.offer, error.code()));
+                // Not where the target could not be made unbootable again.
+                if !self.may_be_active(&plan.slots.target, settings) {
+                    kept.push(self.withdraw_security_epoch());
+                }
                 if let Some(failure) = deltas::judge(plan.offer.is_delta, error) {
                     let mut history = self.delta_history().for_version(&plan.offer.version);
                     history.failed(failure);
@@ -200,9 +203,7 @@ fn failure(plan: &InstallPlan, error: &UpdateError, resumed: bool) -> InstallFai
 struct Reports {
     world: Arc<World>,
     attempt: Arc<Attempt>,
-    target: Slot,
-    /// Of the offer.
-    label: String,
+    plan: Arc<InstallPlan>,
     sender: mpsc::UnboundedSender<Event>,
 }
 
@@ -219,19 +220,30 @@ impl Observer for Reports {
         })
     }
 
-    fn post_installing(&self) -> BoxFuture<'_, Result<(), UpdateError>> {
+    fn post_installing(
+        &self,
+        security_epoch: Option<u64>,
+    ) -> BoxFuture<'_, Result<(), UpdateError>> {
         Box::pin(async move {
             self.world.settle_gate().await;
             let (world, attempt) = (Arc::clone(&self.world), Arc::clone(&self.attempt));
-            let (label, target) = (self.label.clone(), self.target.clone());
-            Engine::blocking(move || world.record_update(&attempt.identity, &label, &target)).await
+            let plan = Arc::clone(&self.plan);
+            Engine::blocking(move || {
+                world.announce_security_epoch(&plan.slots, security_epoch)?;
+                world.record_update(&attempt.identity, &plan.offer.label(), &plan.slots.target)
+            })
+            .await
         })
     }
 
     fn activating<'a>(&'a self, proof: &'a Proof) -> BoxFuture<'a, Result<(), UpdateError>> {
         Box::pin(async move {
             let (world, epoch) = (Arc::clone(&self.world), proof.security_epoch());
-            Engine::blocking(move || world.raise_security_epoch(epoch)).await
+            Engine::blocking(move || {
+                world.raise_security_epoch(epoch)?;
+                world.withdraw_security_epoch()
+            })
+            .await
         })
     }
 }

@@ -180,6 +180,13 @@ impl Engine {
         let settings = load_settings(&world.root);
         // After a soft reboot, in which the kernel and what is in memory stay.
         let is_up = world.runs_the_update(&settings) == Some(true);
+        if let Err(error) = world.settle_security_epoch_of_running(&settings) {
+            let why = error.words();
+            tracing::error!(
+                why,
+                "cannot record the security epoch; each check tries again"
+            );
+        }
         let marker = !is_up && world.marker().is_ok_and(|path| path.exists());
         let moment = Moment {
             monotonic: Duration::ZERO,
@@ -382,7 +389,7 @@ impl Engine {
     /// Lets a running installation stop at a recorded point, or end when its post-install
     /// program has begun. That takes as long as it takes: to leave before could leave the
     /// new slot active with nobody to finish it or to take it back. The service manager
-    /// knows how long it waits.
+    /// bounds it, by `TimeoutStopSec=` of the unit.
     async fn wind_down(mut self, mut watchdog: Watchdog) {
         self.cancel.cancel();
         let busy = |state: &State| {

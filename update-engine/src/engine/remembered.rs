@@ -1,15 +1,17 @@
 //! What is kept between restarts about payloads that were installed or refused. Knows
 //! keys and forms of the values; what follows from them is decided elsewhere.
 
+use gptprio::Guid;
 use serde::{Deserialize, Serialize};
 
 use super::World;
+use crate::config::Settings;
 use crate::deltas::DeltaHistory;
 use crate::error::UpdateError;
 use crate::install::{Proof, hex};
-use crate::platform::Slot;
+use crate::platform::{Slot, Slots};
 use crate::policy::ReleaseFacts;
-use crate::prefs::{DELTA_UPDATE_FAILURES, Key};
+use crate::prefs::{DELTA_UPDATE_FAILURES, Key, StoreError};
 
 /// The version whose deltas the original's key counts the failures of.
 const DELTA_VERSION: Key = Key::new("delta-update-version");
@@ -17,6 +19,9 @@ const DELTA_VERSION: Key = Key::new("delta-update-version");
 const REFUSED_RELEASE: Key = Key::new("refused-release");
 /// The highest security epoch that was installed.
 const SECURITY_EPOCH: Key = Key::new("security-epoch");
+/// The security epoch of the release that was about to be made active, and its slot: the
+/// unique GUID of the partition, the epoch.
+const PENDING_SECURITY_EPOCH: Key = Key::new("pending-security-epoch");
 /// What was installed into which slot: lines of slot, SHA-256 of the image, version.
 const INSTALLED_IMAGES: Key = Key::new("installed-images");
 /// Two slots, and some room for disks that came and went.
@@ -104,6 +109,81 @@ impl World {
         }
     }
 
+    /// A release of this epoch is in `target`, and may be made active there by its own
+    /// post-install program. It counts when that is finished or when the slot runs: a
+    /// release that took nothing over must not rule out others.
+    ///
+    /// # Errors
+    /// It cannot be kept.
+    pub(super) fn announce_security_epoch(
+        &self,
+        slots: &Slots,
+        epoch: Option<u64>,
+    ) -> Result<(), UpdateError> {
+        self.settle_security_epoch(&slots.source)?;
+        match epoch {
+            Some(epoch) => {
+                let slot = slots.target.unique_guid;
+                self.keep(PENDING_SECURITY_EPOCH, &format!("{slot} {epoch}"))
+            }
+            None => self.withdraw_security_epoch(),
+        }
+    }
+
+    /// What was announced does not boot, or has been raised.
+    pub(super) fn withdraw_security_epoch(&self) -> Result<(), UpdateError> {
+        self.prefs
+            .remove(PENDING_SECURITY_EPOCH)
+            .map_err(Self::state_error)
+    }
+
+    /// Raises what was announced for the slot that runs: power was cut, or the daemon
+    /// killed, between the switch and the end of the installation.
+    ///
+    /// # Errors
+    /// It cannot be read or kept: older releases could follow.
+    fn settle_security_epoch(&self, running: &Slot) -> Result<(), UpdateError> {
+        match self.pending_security_epoch()? {
+            Some((slot, epoch)) if slot == running.unique_guid => {
+                self.raise_security_epoch(Some(epoch))?;
+                self.withdraw_security_epoch()
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// As [`World::settle_security_epoch`], looking at the disk only when there is
+    /// something to settle.
+    ///
+    /// # Errors
+    /// As of that, and when the running slot cannot be found.
+    pub(super) fn settle_security_epoch_of_running(
+        &self,
+        settings: &Settings,
+    ) -> Result<(), UpdateError> {
+        if self.pending_security_epoch()?.is_none() {
+            return Ok(());
+        }
+        self.settle_security_epoch(&self.discover_running(settings)?.source)
+    }
+
+    fn pending_security_epoch(&self) -> Result<Option<(Guid, u64)>, UpdateError> {
+        let Some(text) = self.read(PENDING_SECURITY_EPOCH)? else {
+            return Ok(None);
+        };
+        let pending = text
+            .trim()
+            .split_once(' ')
+            .and_then(|(slot, epoch)| Some((slot.parse().ok()?, epoch.parse().ok()?)));
+        match pending {
+            Some(pending) => Ok(Some(pending)),
+            None => Err(Self::state_error(StoreError::Garbage {
+                key: PENDING_SECURITY_EPOCH,
+                expected: "a slot and its security epoch",
+            })),
+        }
+    }
+
     /// An image was installed into `slot`.
     pub(super) fn keep_installed(&self, slot: &Slot, proof: &Proof) -> Result<(), UpdateError> {
         let images = with_image(
@@ -168,6 +248,39 @@ mod tests {
         }
         world.keep(SECURITY_EPOCH, "many").unwrap();
         world.raise_security_epoch(Some(3)).unwrap_err();
+    }
+
+    /// The two slots take turns.
+    #[test]
+    fn an_announced_security_epoch_counts_once_its_slot_runs() {
+        use crate::plan::InstallPlan;
+        let world = crate::engine::testing::world();
+        let mut to_b = InstallPlan::for_tests("2.0.0", 1).slots;
+        let guid = "e03dd35c-7c2d-4a47-b3fe-27f15780a57c";
+        to_b.target.unique_guid = guid.parse().unwrap();
+        let mut to_a = to_b.clone();
+        std::mem::swap(&mut to_a.source, &mut to_a.target);
+        let epoch = || world.security_epoch().unwrap();
+
+        world.announce_security_epoch(&to_b, Some(3)).unwrap();
+        world.settle_security_epoch(&to_b.source).unwrap();
+        assert_eq!(epoch(), 0, "the old slot runs");
+        // B runs, and nobody noticed before the next update.
+        world.announce_security_epoch(&to_a, Some(5)).unwrap();
+        assert_eq!(epoch(), 3);
+        world.settle_security_epoch(&to_a.source).unwrap();
+        assert_eq!(epoch(), 3);
+        // A release without an epoch in the place of that.
+        world.announce_security_epoch(&to_a, None).unwrap();
+        world.settle_security_epoch(&to_a.target).unwrap();
+        assert_eq!(epoch(), 3);
+
+        world.announce_security_epoch(&to_a, Some(4)).unwrap();
+        world.withdraw_security_epoch().unwrap();
+        world.settle_security_epoch(&to_a.target).unwrap();
+        assert_eq!(epoch(), 3);
+        world.keep(PENDING_SECURITY_EPOCH, "many").unwrap();
+        world.settle_security_epoch(&to_a.target).unwrap_err();
     }
 
     #[test]

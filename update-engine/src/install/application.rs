@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use super::Surroundings;
 use super::checkpoint::{Checkpoints, Found, Identity};
 use super::decoders::{Decoders, Ready};
-use super::proof::{PostInstalled, Proof, ReadBack};
+use super::proof::{self, PostInstalled, Proof, ReadBack};
 use super::slot_image::SlotImage;
 use super::verity;
 use crate::error::{Artefact, UpdateError};
@@ -285,6 +285,7 @@ impl Application {
             });
         }
         let files = &self.plan.files;
+        let mut rooms = Vec::new();
         for (target, object, path) in [
             (Target::Kernel, "kernel", &files.target_kernel),
             (Target::PcrPolicy, "PCR policy", &files.target_pcr_policy),
@@ -295,9 +296,9 @@ impl Application {
             let size = part.new.size;
             let needed = size.checked_next_multiple_of(manifest.block_size.into());
             let needed = needed.unwrap_or(u64::MAX);
-            let available =
+            let (room, taken) =
                 room_for(path).map_err(|error| file_error("look at the room for", path, error))?;
-            if needed > available {
+            if let Err(available) = take_room(&mut rooms, room, needed, taken) {
                 return Err(UpdateError::NoRoom {
                     object,
                     path: path.display().to_string(),
@@ -756,8 +757,44 @@ fn named_parts(manifest: &Manifest) -> impl Iterator<Item = (Arc<str>, &Part)> {
     })
 }
 
-/// Bytes that a file may have where it is: those that are free and those it has.
-fn room_for(path: &Path) -> std::io::Result<u64> {
+/// What is left of a file system.
+#[derive(Debug, Clone, Copy)]
+struct Room {
+    /// Which one, as the kernel numbers them.
+    file_system: u64,
+    /// Bytes that nothing has yet.
+    free: u64,
+    /// Files grow by this many bytes at a time.
+    unit: u64,
+}
+
+/// Takes what a file grows by that needs so many bytes and has `taken` ones. Files of one
+/// file system share what is free there: `rooms` holds what the files before left, and
+/// `room` counts for the first.
+///
+/// # Errors
+/// The bytes that the file can have, which are too few.
+fn take_room(rooms: &mut Vec<Room>, room: Room, needed: u64, taken: u64) -> Result<(), u64> {
+    let same = |other: &Room| other.file_system == room.file_system;
+    let index = rooms.iter().position(same).unwrap_or_else(|| {
+        rooms.push(room);
+        rooms.len() - 1
+    });
+    let free = &mut rooms[index].free;
+    // A file keeps what it has until the last operation.
+    let growth = needed.saturating_sub(taken);
+    let growth = growth.checked_next_multiple_of(room.unit.max(1));
+    match growth.and_then(|growth| free.checked_sub(growth)) {
+        Some(left) => {
+            *free = left;
+            Ok(())
+        }
+        None => Err(free.saturating_add(taken)),
+    }
+}
+
+/// The file system where a file is or will be, and the bytes that it has there already.
+fn room_for(path: &Path) -> std::io::Result<(Room, u64)> {
     let taken = match fs::metadata(path) {
         // Of 512 bytes each, whatever the file system's are.
         Ok(metadata) => metadata.blocks().saturating_mul(512),
@@ -766,14 +803,21 @@ fn room_for(path: &Path) -> std::io::Result<u64> {
     };
     let mut folders = path.ancestors().skip(1);
     let folder = folders.find(|folder| folder.exists());
-    let system = nix::sys::statvfs::statvfs(folder.unwrap_or(Path::new("/")))?;
-    // Some network file systems do not count. Then the write tells.
-    if system.blocks() == 0 {
-        return Ok(u64::MAX);
-    }
-    // The daemon is root, for whom nothing is set aside.
-    let free = system.blocks_free().saturating_mul(system.fragment_size());
-    Ok(free.saturating_add(taken))
+    let folder = folder.unwrap_or(Path::new("/"));
+    let system = nix::sys::statvfs::statvfs(folder)?;
+    let unit = system.fragment_size();
+    let free = match system.blocks() {
+        // Some network file systems do not count. Then the write tells.
+        0 => u64::MAX,
+        // The daemon is root, for whom nothing is set aside.
+        _ => system.blocks_free().saturating_mul(unit),
+    };
+    let room = Room {
+        file_system: fs::metadata(folder)?.dev(),
+        free,
+        unit,
+    };
+    Ok((room, taken))
 }
 
 /// Whether both paths lead to one device or file, whatever they are called.
@@ -798,6 +842,11 @@ impl Written {
     /// What must be posted before anything else, if anything.
     pub(super) fn pcr_policy(&self) -> Option<PcrPolicy> {
         self.policy_to_post.clone()
+    }
+
+    /// The release's security epoch, if it has one.
+    pub(super) fn security_epoch(&self) -> Option<u64> {
+        proof::security_epoch(&self.verified)
     }
 
     /// Lets the new image have its say, and gives the proof that it may boot, with
@@ -930,4 +979,50 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
         let _ = write!(text, "{byte:02x}");
         text
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_one_file_system_share_what_is_free_there() {
+        const MIB: u64 = 1 << 20;
+        let room = |file_system| Room {
+            file_system,
+            free: 10 * MIB,
+            unit: 64 * 1024,
+        };
+        // Of each file: its file system, what it needs, what it has.
+        type Files = [(u64, u64, u64); 2];
+        let cases: [(Files, [Result<(), u64>; 2]); 6] = [
+            ([(1, 6 * MIB, 0), (1, 4 * MIB, 0)], [Ok(()), Ok(())]),
+            (
+                [(1, 6 * MIB, 0), (1, 4 * MIB + 1, 0)],
+                [Ok(()), Err(4 * MIB)],
+            ),
+            ([(1, 6 * MIB, 0), (2, 10 * MIB, 0)], [Ok(()), Ok(())]),
+            // What the old files have is theirs.
+            (
+                [(1, 9 * MIB, 5 * MIB), (1, 8 * MIB, 2 * MIB)],
+                [Ok(()), Ok(())],
+            ),
+            (
+                [(1, 9 * MIB, 5 * MIB), (1, 9 * MIB, 2 * MIB)],
+                [Ok(()), Err(8 * MIB)],
+            ),
+            // One byte takes a whole unit; what overflows never fits.
+            (
+                [(1, 1, 0), (1, u64::MAX, 0)],
+                [Ok(()), Err(10 * MIB - 64 * 1024)],
+            ),
+        ];
+        for (files, expected) in cases {
+            let mut rooms = Vec::new();
+            let fit = files.map(|(file_system, needed, taken)| {
+                take_room(&mut rooms, room(file_system), needed, taken)
+            });
+            assert_eq!(fit, expected, "{files:?}");
+        }
+    }
 }

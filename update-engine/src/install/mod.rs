@@ -84,13 +84,17 @@ pub trait Observer: Send + Sync {
     /// Something for the server. Returns when it was posted or kept for later.
     fn report<'a>(&'a self, event: OmahaEvent) -> BoxFuture<'a, ()>;
     /// The post-install program runs next. What the next boot must know of the
-    /// update is durable when this returns: the program may make the target active itself,
-    /// as that of Flatcar does, and the power may go right after.
+    /// update, with the security epoch of its release, is durable when this returns: the
+    /// program may make the target active itself, as that of Flatcar does, and the power may
+    /// go right after.
     ///
     /// # Errors
     ///
     /// It cannot be recorded; then the program does not run.
-    fn post_installing(&self) -> BoxFuture<'_, Result<(), UpdateError>>;
+    fn post_installing(
+        &self,
+        security_epoch: Option<u64>,
+    ) -> BoxFuture<'_, Result<(), UpdateError>>;
     /// The target becomes active next. What must never be forgotten of its release is
     /// durable when this returns.
     ///
@@ -161,7 +165,7 @@ async fn install(
         // The last chance to stop. What the post-install program has begun is finished: it
         // may have made the target active already.
         stop_if(&cancel)?;
-        observer.post_installing().await?;
+        observer.post_installing(written.security_epoch()).await?;
         let postinst = Arc::clone(&surroundings.postinst);
         blocking(move || written.post_install(&*postinst)).await?
     };

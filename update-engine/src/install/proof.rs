@@ -36,6 +36,12 @@ impl PostInstalled {
     }
 }
 
+/// The release's security epoch, if it has one.
+pub(super) fn security_epoch(verified: &Verified) -> Option<u64> {
+    let release = verified.manifest().release.as_ref();
+    release.and_then(|release| release.security_epoch)
+}
+
 impl Proof {
     /// The three pieces of evidence, consumed.
     pub(super) fn new(version: &str, verified: &Verified, _: ReadBack, _: PostInstalled) -> Self {
@@ -43,11 +49,7 @@ impl Proof {
             version: version.to_owned(),
             payload_sha256: *verified.sha256(),
             image_sha256: verified.manifest().partition.new.sha256,
-            security_epoch: verified
-                .manifest()
-                .release
-                .as_ref()
-                .and_then(|release| release.security_epoch),
+            security_epoch: security_epoch(verified),
         }
     }
 

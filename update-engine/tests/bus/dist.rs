@@ -125,6 +125,10 @@ async fn nobody_but_root_may_own_the_name() {
 #[tokio::test]
 async fn the_unit_is_understood_by_systemd() {
     assert!(UNIT.contains(&format!("\nBusName={NAME}\n")));
+    // While a post-install program runs the daemon does not end, and what is killed then
+    // may be writing the partition table. systemd waits for 90 s by itself, and forces a
+    // reboot that takes 30 minutes.
+    assert!(UNIT.contains("\nKillMode=mixed\nTimeoutStopSec=15min\n"));
     let folder = tempfile::tempdir().unwrap();
     let unit = folder.path().join("update-engine.service");
     // The program is not installed here, and its absence would be a complaint.

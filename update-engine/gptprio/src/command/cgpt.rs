@@ -31,8 +31,10 @@ const SLOT_ALIASES: [&str; 4] = [
 /// DRIVE is a block device or an image file; the node of a partition stands for its disk
 /// and -i. Every command that writes also repairs a broken copy of the table. Partitions
 /// are made and changed with sgdisk. Under its own name, gptprio, this program does more.
+///
+/// The first letters of a command are enough. Numbers are read as in C: 0x4 is 4, 010 is 8.
 #[derive(Debug, Parser)]
-#[command(name = "cgpt", version, max_term_width = 90)]
+#[command(name = "cgpt", version, max_term_width = 90, infer_subcommands = true)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     action: Action,
@@ -40,20 +42,22 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Print the table, or one field of a partition
+    /// Print the table, a partition, or one field of it
     Show {
         #[command(flatten)]
         field: Field,
         #[command(flatten)]
         partition: Numbered,
-        /// Accepted, without effect
-        #[arg(short = 'v')]
-        _verbose: bool,
+        /// Of a partition, its type and attributes as numbers
+        #[arg(short = 'n')]
+        numeric: bool,
+        #[command(flatten)]
+        _accepted: Accepted,
     },
     /// Set attributes of a partition that is there
     Add {
         #[command(flatten)]
-        values: Values,
+        values: NewValues,
         #[command(flatten)]
         partition: Numbered,
     },
@@ -67,7 +71,7 @@ enum Action {
     /// Make a slot the first to boot and renumber the others below it
     Prioritize {
         /// Highest priority to use
-        #[arg(short = 'P', value_name = "NUM", value_parser = clap::value_parser!(u8).range(1..=15))]
+        #[arg(short = 'P', value_name = "NUM", value_parser = between::<1, 15>)]
         max: Option<u8>,
         /// Raise all slots of the same priority with it
         #[arg(short = 'f')]
@@ -93,10 +97,38 @@ enum Action {
 #[derive(Debug, Args)]
 struct Numbered {
     /// Number of the partition
-    #[arg(short = 'i', value_name = "NUM")]
+    #[arg(short = 'i', value_name = "NUM", value_parser = number)]
     number: Option<u32>,
     /// Block device or image file, or the node of the partition
     drive: PathBuf,
+}
+
+/// How much cgpt says about the table; ours is always the same.
+#[derive(Debug, Args)]
+struct Accepted {
+    /// Accepted, without effect
+    #[arg(short = 'v')]
+    _verbose: bool,
+    /// Accepted, without effect
+    #[arg(short = 'q')]
+    _quick: bool,
+    /// Accepted, without effect
+    #[arg(short = 'd')]
+    _debug: bool,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+struct NewValues {
+    /// Priority, 0 to 15; 0 never boots
+    #[arg(short = 'P', value_name = "NUM", value_parser = between::<0, 15>)]
+    priority: Option<u8>,
+    /// Boots that may be tried before the slot counts as bad, 0 to 15
+    #[arg(short = 'T', value_name = "NUM", value_parser = between::<0, 15>)]
+    tries: Option<u8>,
+    /// Whether the slot has booted well, 0 or 1
+    #[arg(short = 'S', value_name = "0|1", value_parser = between::<0, 1>)]
+    successful: Option<u8>,
 }
 
 #[derive(Debug, Args)]
@@ -158,10 +190,15 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
     };
     let action = match arguments.action {
         Action::Show {
-            field, partition, ..
-        } => match field.of() {
-            Some(field) => return print_field(&partition, field),
-            None => arguments::Action::Show(ShowOptions {
+            field,
+            partition,
+            numeric,
+            ..
+        } => match (field.of(), partition.number) {
+            (Some(field), _) => return print(&partition, field),
+            (None, Some(_)) if numeric => return print(&partition, entry_in_numbers),
+            (None, Some(_)) => return print(&partition, entry),
+            (None, None) => arguments::Action::Show(ShowOptions {
                 disk: partition.drive,
                 json: false,
                 slots: slots(),
@@ -169,7 +206,11 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
         },
         Action::Add { values, partition } => arguments::Action::Set(SetOptions {
             target: partition.into(),
-            values,
+            values: Values {
+                priority: values.priority,
+                tries: values.tries,
+                successful: values.successful,
+            },
         }),
         Action::Find { wanted, drive } => return print_nodes(&wanted, drive.as_deref()),
         Action::Prioritize {
@@ -207,7 +248,7 @@ impl From<Numbered> for Target {
     }
 }
 
-/// One field of a partition as text.
+/// A partition, or one field of it, as text.
 type Show = fn(&Partition) -> String;
 
 impl Field {
@@ -215,11 +256,7 @@ impl Field {
     fn of(&self) -> Option<Show> {
         let fields: [(bool, Show); 9] = [
             (self.begin, |of| of.first_lba.to_string()),
-            (self.size, |of| {
-                let size = of.last_lba.checked_sub(of.first_lba);
-                let size = size.and_then(|size| size.checked_add(1));
-                size.unwrap_or(0).to_string()
-            }),
+            (self.size, |of| sectors(of).to_string()),
             (self.type_guid, |of| upper_case(of.type_guid)),
             (self.unique_guid, |of| upper_case(of.unique_guid)),
             (self.label, |of| show::printable(&of.name)),
@@ -237,12 +274,65 @@ impl Field {
     }
 }
 
-fn print_field(partition: &Numbered, field: Show) -> Result<()> {
+/// As cgpt lays it out, and names the type of the slots.
+fn entry(of: &Partition) -> String {
+    let Partition { attributes, .. } = of;
+    match of.type_guid == USR_TYPE {
+        true => {
+            let attributes = format!(
+                "priority={} tries={} successful={}",
+                attributes.priority(),
+                attributes.tries(),
+                u8::from(attributes.successful()),
+            );
+            lines(of, "Alias for coreos-rootfs", Some(&attributes))
+        }
+        false => lines(of, &upper_case(of.type_guid), None),
+    }
+}
+
+fn entry_in_numbers(of: &Partition) -> String {
+    let attributes = format!("[{:x}]", of.attributes.raw() >> 48);
+    lines(of, &upper_case(of.type_guid), Some(&attributes))
+}
+
+fn lines(of: &Partition, type_name: &str, attributes: Option<&str>) -> String {
+    let mut text = format!(
+        "{:>12}{:>12}{:>8}  contents\n{:>12}{:>12}{:>8}  Label: \"{}\"",
+        "start",
+        "size",
+        "part",
+        of.first_lba,
+        sectors(of),
+        of.number,
+        show::printable(&of.name),
+    );
+    let guid = upper_case(of.unique_guid);
+    let more = [
+        ("Type", Some(type_name)),
+        ("UUID", Some(&guid)),
+        ("Attr", attributes),
+    ];
+    for (name, value) in more {
+        if let Some(value) = value {
+            text.push_str(&format!("\n{:34}{name}: {value}", ""));
+        }
+    }
+    text
+}
+
+/// As the entry says; 0 for one that ends before it begins.
+fn sectors(of: &Partition) -> u64 {
+    let size = of.last_lba.checked_sub(of.first_lba);
+    size.and_then(|size| size.checked_add(1)).unwrap_or(0)
+}
+
+fn print(partition: &Numbered, show: Show) -> Result<()> {
     let (disk, node) = Disk::open_with_node(&partition.drive, Access::ReadOnly)?;
     let Some(number) = partition.number.or(node) else {
         bail!("which partition? give its number with -i");
     };
-    let text = field(&disk.gpt.partition(number)?);
+    let text = show(&disk.gpt.partition(number)?);
     writeln!(anstream::stdout(), "{text}")?;
     Ok(())
 }
@@ -319,6 +409,33 @@ fn disks() -> Result<Vec<Disk>> {
         .collect())
 }
 
+/// As strtoul(3) reads a whole argument and finds out its base.
+fn number(text: &str) -> Result<u32, String> {
+    let digits = text.trim_start();
+    let digits = digits.strip_prefix('+').unwrap_or(digits);
+    let hexadecimal = digits
+        .strip_prefix("0x")
+        .or_else(|| digits.strip_prefix("0X"));
+    let (base, digits) = match (hexadecimal, digits.strip_prefix('0')) {
+        (Some(rest), _) => (16, rest),
+        (None, Some(rest)) if !rest.is_empty() => (8, rest),
+        (None, _) => (10, digits),
+    };
+    // A second sign is none to strtoul.
+    match digits.starts_with('+') {
+        true => Err("one sign is enough".to_owned()),
+        false => u32::from_str_radix(digits, base).map_err(|error| error.to_string()),
+    }
+}
+
+/// Such a number, in these bounds.
+fn between<const LEAST: u8, const MOST: u8>(text: &str) -> Result<u8, String> {
+    u8::try_from(number(text)?)
+        .ok()
+        .filter(|number| (LEAST..=MOST).contains(number))
+        .ok_or_else(|| format!("it is not in {LEAST} to {MOST}"))
+}
+
 fn upper_case(guid: Guid) -> String {
     guid.to_string().to_uppercase()
 }
@@ -344,6 +461,37 @@ mod tests {
             ("disk.img", "disk.img3"),
         ] {
             assert_eq!(node_of(Path::new(disk), 3), node);
+        }
+    }
+
+    #[test]
+    fn numbers_are_read_as_in_c() {
+        for (text, value) in [
+            ("0", Some(0)),
+            ("4", Some(4)),
+            ("+4", Some(4)),
+            (" 4", Some(4)),
+            ("0x4", Some(4)),
+            ("0X1f", Some(31)),
+            ("010", Some(8)),
+            ("4294967295", Some(u32::MAX)),
+            ("", None),
+            ("+", None),
+            ("0x", None),
+            ("0x+4", None),
+            ("++4", None),
+            ("08", None),
+            ("-4", None),
+            ("4x", None),
+            ("4 ", None),
+            ("4294967296", None),
+            ("4 é", None),
+        ] {
+            assert_eq!(number(text).ok(), value, "{text:?}");
+        }
+        assert_eq!(between::<1, 15>("0x0f"), Ok(15));
+        for text in ["0", "0x10", "256"] {
+            between::<1, 15>(text).unwrap_err();
         }
     }
 

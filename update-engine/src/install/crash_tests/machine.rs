@@ -974,7 +974,7 @@ impl Observer for Witness {
         Box::pin(async {})
     }
 
-    fn post_installing(&self) -> BoxFuture<'_, Result<(), UpdateError>> {
+    fn post_installing(&self, _: Option<u64>) -> BoxFuture<'_, Result<(), UpdateError>> {
         self.record(Step::Recorded)
     }
 
