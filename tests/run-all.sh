@@ -15,7 +15,7 @@ read -ra cargo <<<"${CARGO:-cargo}"
 said=$(mktemp)
 set -m # a process group of its own, so that it can be ended whole
 # More machines at once than processors: a machine waits for its watchdog, too.
-"${cargo[@]}" test "${whole[@]}" --test boots --no-fail-fast -- --test-threads 3 \
+"${cargo[@]}" test "${whole[@]}" --test boots --no-fail-fast -- --test-threads 4 \
     >"$said" 2>&1 &
 machines=$!
 set +m
