@@ -8,7 +8,8 @@ use vm_lab::guest::Fault;
 use vm_lab::scenario::{Damage, Lab, Trouble};
 
 #[test]
-fn a_bad_version_that_does_not_run_falls_back_is_reported_once_and_not_installed_again() -> Result<()> {
+fn a_bad_version_that_does_not_run_falls_back_is_reported_once_and_not_installed_again()
+-> Result<()> {
     let lab = Lab::open()?;
     let bad = [Fault::Panics, Fault::Hangs, Fault::ExitsInit];
     lab.troubles(&lab.stage_zero()?, &bad.map(Trouble::Version))
