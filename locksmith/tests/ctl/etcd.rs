@@ -107,6 +107,24 @@ async fn a_running_agent_follows_a_fleet_that_moves() {
     assert!(!store.load(&look).await.unwrap().document_only);
 }
 
+#[test]
+fn a_v2_that_is_opened_during_a_migration_is_closed_again() {
+    let etcd = Server::start();
+    let session = Session::new().variable("LOCKSMITHCTL_ENDPOINT", etcd.endpoint(0));
+    session.stdout(&["-api", "v2", "lock", "a"]);
+    let mut migrating = session.command(&["migrate", "-wait"]).spawn().unwrap();
+    let limit = Instant::now() + Duration::from_secs(30);
+    let status = || session.stdout(&["-api", "v2", "status"]);
+    while !status().contains("Max: 0\n") {
+        assert!(Instant::now() < limit);
+    }
+    session.stdout(&["-api", "v2", "set-max", "1"]);
+    session.stdout(&["-api", "v2", "unlock", "a"]);
+    assert!(migrating.wait().unwrap().success());
+    assert!(status().contains("Max: 0\n"), "{}", status());
+    session.stdout(&["-api", "v3", "lock", "b"]);
+}
+
 /// As etcd itself says it.
 const NO_V2: &str = "HTTP/1.1 404 Not Found\r\nContent-Type: text/plain; charset=utf-8\r\n\
                      Content-Length: 19\r\nConnection: close\r\n\r\n404 page not found\n";
