@@ -76,6 +76,25 @@ fn neither_long_programs_nor_a_long_soak_make_a_healthy_machine_late() {
 }
 
 #[test]
+fn a_new_process_keeps_the_deadline_while_its_programs_run() {
+    let mut bench = semaphore();
+    let drains = |bench: &Bench| {
+        bench
+            .seen
+            .iter()
+            .filter(|seen| *seen == "drain for 2")
+            .count()
+    };
+    assert!(bench.run(HOUR, |bench| drains(bench) == 1));
+    bench.restart();
+    assert!(bench.run(HOUR, |bench| drains(bench) == 2));
+    bench.advance(5 * HOUR);
+    assert_eq!(failures::mark_overdue(&bench.snapshot(), 0), None);
+    bench.live();
+    assert!(bench.is_done(2), "{:?}", bench.seen);
+}
+
+#[test]
 fn an_agent_that_is_gone_while_its_programs_run_is_late() {
     let mut bench = semaphore();
     assert!(bench.run(HOUR, |bench| bench.stage() == "draining"));
