@@ -1113,7 +1113,7 @@ impl Agent {
         // Where nothing but the document tells who has a place, a lock by hand looks
         // like an agent's.
         let by_hand = match &place {
-            Some(place) => place.holder.kind != Kind::Reboot,
+            Some(place) => matches!(place.holder.kind, Kind::Manual | Kind::Fleetlock),
             None => snapshot.document_only && !self.may_hold,
         };
         match place {
@@ -1137,6 +1137,15 @@ impl Agent {
             }
             Some(place) if held && place.holder.phase == Phase::Granted => {
                 // Never confirmed, so nothing was done with it.
+                self.leave(Some(place.token), How::GivenBack, moment, out);
+            }
+            Some(place)
+                if held
+                    && place.holder.phase == Phase::Unknown
+                    && !place.holder.unproven
+                    && self.is_of_this_boot(&place.holder) =>
+            {
+                // A later version began; how far it came nobody knows.
                 self.leave(Some(place.token), How::GivenBack, moment, out);
             }
             Some(place) if held => {
@@ -1321,7 +1330,10 @@ impl Agent {
             None => places::advance(snapshot, &id, token, |holder| {
                 holder.unproven = true;
                 // One that is late stays marked as late until it is released.
-                if matches!(holder.phase, Phase::Draining | Phase::Rebooting) {
+                if matches!(
+                    holder.phase,
+                    Phase::Draining | Phase::Rebooting | Phase::Unknown
+                ) {
                     holder.phase = Phase::Verifying;
                 }
             })
