@@ -83,7 +83,7 @@ pub struct HookFailure {
 /// executable are left out, the last with a warning. The environment has
 /// `PATH` and the variables of [`Context`] and nothing else, since ours may
 /// hold passwords. After `limit` the hook's process group gets SIGTERM, five
-/// seconds later SIGKILL. Dropping the future kills the group at once.
+/// seconds later SIGKILL, and after five more it is left alone. Dropping the future kills the group at once.
 ///
 /// # Errors
 ///
@@ -196,12 +196,18 @@ fn start(hook: &Path, context: &Context) -> io::Result<(Group, pipe::Receiver)> 
 enum End {
     Status(ExitStatus),
     TimedOut(Duration),
+    /// And SIGKILL did not end it.
+    Outlasts(Duration),
 }
 
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::TimedOut(limit) => write!(f, "took longer than {limit:?}"),
+            Self::Outlasts(limit) => write!(
+                f,
+                "took longer than {limit:?} and cannot be killed: it hangs in the kernel"
+            ),
             Self::Status(status) => match (status.code(), status.signal()) {
                 (Some(code), _) => write!(f, "ended with status {code}"),
                 (None, signal) => write!(f, "was ended by signal {}", signal.unwrap_or(0)),
@@ -238,7 +244,11 @@ impl Group {
         self.signal(Signal::SIGTERM);
         if timeout(GRACE, self.wait()).await.is_err() {
             self.signal(Signal::SIGKILL);
-            self.wait().await?;
+            // One that hangs in the kernel outlasts even that. It has failed all the
+            // same, and a place is not kept for it.
+            if timeout(GRACE, self.wait()).await.is_err() {
+                return Ok(End::Outlasts(limit));
+            }
         }
         Ok(End::TimedOut(limit))
     }
@@ -511,6 +521,24 @@ mod tests {
         assert!(begun.elapsed() >= GRACE, "it ignores SIGTERM");
         let child: i32 = ran(&folder).trim().parse().unwrap();
         eventually("the child ends", || !is_running(child)).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_not_even_a_kill_ends_is_not_waited_for() {
+        let sleeper = || {
+            let mut command = Command::new("sleep");
+            command.arg("1000").process_group(0).spawn().unwrap()
+        };
+        // Signals go to somebody else, so none of them ends it.
+        let (hook, mut other) = (sleeper(), sleeper());
+        let pid = hook.id().and_then(|id| i32::try_from(id).ok()).unwrap();
+        let mut group = Group::of(hook).unwrap();
+        group.id = Pid::from_raw(other.id().and_then(|id| i32::try_from(id).ok()).unwrap());
+        let end = timeout(LIMIT, group.end(GRACE)).await.unwrap().unwrap();
+        assert!(end.to_string().contains("cannot be killed"), "{end}");
+        drop(group);
+        nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+        other.wait().await.unwrap();
     }
 
     #[tokio::test]

@@ -380,12 +380,13 @@ impl Settings {
         })
     }
 
-    /// The same for a server, which needs etcd whatever the machine's own strategy is.
+    /// The same for who needs etcd whatever the strategy is: a server, and a machine that has a
+    /// place from before.
     ///
     /// # Errors
     ///
     /// As [`Settings::load`], and bad values of `etcd`.
-    pub fn load_for_server(
+    pub fn load_with_etcd(
         root: &Root,
         environment: impl Fn(&str) -> Option<String>,
         flags: Fragment,

@@ -463,7 +463,7 @@ fn what_is_wrong_with_etcd_stops_nobody_who_does_not_need_it() {
             }
         }
         let root = machine(&files);
-        let server = Settings::load_for_server(&at(&root), |_| None, Fragment::default());
+        let server = Settings::load_with_etcd(&at(&root), |_| None, Fragment::default());
         server.unwrap_err();
     }
 }

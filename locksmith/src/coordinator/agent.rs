@@ -93,6 +93,12 @@ enum Stage {
     Warned { until: Duration },
     /// A place is wanted.
     Queue(Queue),
+    /// The place is that of an earlier process of this boot. Nobody keeps its
+    /// deadline, so it gets another one first.
+    Resume {
+        token: i64,
+        deadline: Option<(LeaseId, Duration)>,
+    },
     /// The place is ours; the programs before the reboot run.
     Drain { token: Option<i64> },
     /// The last look.
@@ -216,7 +222,7 @@ impl Agent {
                 Stage::Due => "waiting",
                 Stage::Warned { .. } => "warned",
                 Stage::Queue(_) => "queued",
-                Stage::Drain { .. } => "draining",
+                Stage::Resume { .. } | Stage::Drain { .. } => "draining",
                 Stage::Fence(_) => "fencing",
                 Stage::Reboot { .. } => "rebooting",
             },
@@ -301,6 +307,7 @@ impl Agent {
                         queue.deadline = None;
                     }
                     Stage::Fence(fence) => fence.deadline = None,
+                    Stage::Resume { deadline, .. } => *deadline = None,
                     _ => {}
                 }
                 self.go_on(moment, out);
@@ -426,6 +433,15 @@ impl Agent {
                 }
             }
             Stage::Queue(_) => self.queue(moment, out),
+            Stage::Resume { deadline, .. } => {
+                let fresh =
+                    deadline.is_some_and(|(_, at)| moment.monotonic.saturating_sub(at) < FRESH);
+                if fresh || self.stopping {
+                    self.load(out);
+                } else {
+                    self.lease_deadline(out);
+                }
+            }
             Stage::Drain { .. } => {
                 let warning = self.options.warning;
                 let late = |at| moment.monotonic.saturating_sub(at) > warning;
@@ -519,7 +535,9 @@ impl Agent {
                 self.pending = None;
                 self.leave(token, How::GivenBack, moment, out);
             }
-            Stage::Queue(_) | Stage::Warned { .. } | Stage::Due if self.pending.is_none() => {
+            Stage::Queue(_) | Stage::Resume { .. } | Stage::Warned { .. } | Stage::Due
+                if self.pending.is_none() =>
+            {
                 self.go_on(moment, out);
             }
             _ => {}
@@ -530,7 +548,7 @@ impl Agent {
     #[must_use]
     pub fn may_end(&self) -> bool {
         match &self.stage {
-            Stage::Queue(_) | Stage::Drain { .. } | Stage::Fence(_) => false,
+            Stage::Queue(_) | Stage::Resume { .. } | Stage::Drain { .. } | Stage::Fence(_) => false,
             Stage::Release { how, .. } => *how != How::GivenBack,
             _ => true,
         }
@@ -895,7 +913,9 @@ impl Agent {
             (Stage::Queue(queue), Some(Pending::DeadlineLease)) => {
                 queue.deadline = Some((lease, moment.monotonic));
             }
-            (Stage::Fence(fence), _) => fence.deadline = Some((lease, moment.monotonic)),
+            (Stage::Fence(Fence { deadline, .. }) | Stage::Resume { deadline, .. }, _) => {
+                *deadline = Some((lease, moment.monotonic));
+            }
             _ => out.push(Action::Revoke(lease)),
         }
         self.load(out);
@@ -1093,7 +1113,7 @@ impl Agent {
         // Where nothing but the document tells who has a place, a lock by hand looks
         // like an agent's.
         let by_hand = match &place {
-            Some(place) => place.holder.kind != Kind::Reboot,
+            Some(place) => matches!(place.holder.kind, Kind::Manual | Kind::Fleetlock),
             None => snapshot.document_only && !self.may_hold,
         };
         match place {
@@ -1117,6 +1137,15 @@ impl Agent {
             }
             Some(place) if held && place.holder.phase == Phase::Granted => {
                 // Never confirmed, so nothing was done with it.
+                self.leave(Some(place.token), How::GivenBack, moment, out);
+            }
+            Some(place)
+                if held
+                    && place.holder.phase == Phase::Unknown
+                    && !place.holder.unproven
+                    && self.is_of_this_boot(&place.holder) =>
+            {
+                // A later version began; how far it came nobody knows.
                 self.leave(Some(place.token), How::GivenBack, moment, out);
             }
             Some(place) if held => {
@@ -1162,13 +1191,17 @@ impl Agent {
         before && self.is_of_this_boot(holder) && !holder.nonce.starts_with(&self.identity.boot_id)
     }
 
+    /// Whether a place of this boot is still wanted.
+    fn goes_on(&self, moment: Moment) -> bool {
+        self.options.lock == Lock::Semaphore
+            && moment.window == Window::Open
+            && !self.options.stays_up
+            && !self.stopping
+    }
+
     /// The process began again between taking the place and the reboot.
     fn resume(&mut self, place: &Place, moment: Moment, out: &mut Vec<Action>) {
         let token = Some(place.token);
-        let goes_on = self.options.lock == Lock::Semaphore
-            && moment.window == Window::Open
-            && !self.options.stays_up
-            && !self.stopping;
         self.stage = if place.holder.phase != Phase::Draining {
             // The shutdown may have been asked for, and come at any moment.
             Stage::Reboot {
@@ -1176,13 +1209,16 @@ impl Agent {
                 begun: false,
                 asked: moment.monotonic,
             }
-        } else if goes_on {
+        } else if self.goes_on(moment) {
             // The fence reads the updater's word; until then that of the place holds.
             self.applied = Some(Applied {
                 version: place.holder.to.clone(),
                 soft: place.holder.mode == Mode::Soft,
             });
-            Stage::Drain { token }
+            Stage::Resume {
+                token: place.token,
+                deadline: None,
+            }
         } else {
             Stage::Release {
                 token,
@@ -1190,6 +1226,27 @@ impl Agent {
             }
         };
         self.go_on(moment, out);
+    }
+
+    fn resume_loaded(&mut self, snapshot: &Snapshot, moment: Moment, out: &mut Vec<Action>) {
+        let Stage::Resume { token, deadline } = self.stage else {
+            return;
+        };
+        if !self.goes_on(moment) {
+            self.leave(Some(token), How::GivenBack, moment, out);
+            return;
+        }
+        let lease = deadline.map(|(lease, _)| lease).unwrap_or_default();
+        let id = &self.identity.id;
+        let as_it_was =
+            places::held(snapshot, id, token).is_some_and(|holder| holder.phase == Phase::Draining);
+        match places::renew(snapshot, id, token, lease) {
+            Ok(transaction) if as_it_was => {
+                self.ask(Pending::Commit, Action::Commit(transaction), out);
+            }
+            // Taken away, or late by now.
+            _ => self.rest(moment, out),
+        }
     }
 
     fn nothing_held(&mut self, snapshot: &Snapshot, moment: Moment, out: &mut Vec<Action>) {
@@ -1273,7 +1330,10 @@ impl Agent {
             None => places::advance(snapshot, &id, token, |holder| {
                 holder.unproven = true;
                 // One that is late stays marked as late until it is released.
-                if matches!(holder.phase, Phase::Draining | Phase::Rebooting) {
+                if matches!(
+                    holder.phase,
+                    Phase::Draining | Phase::Rebooting | Phase::Unknown
+                ) {
                     holder.phase = Phase::Verifying;
                 }
             })
@@ -1306,6 +1366,7 @@ impl Agent {
             Stage::Verify(_) => self.verify_loaded(snapshot, moment, out),
             Stage::Release { .. } => self.release_loaded(snapshot, moment, out),
             Stage::Queue(_) => self.queue_loaded(snapshot, moment, out),
+            Stage::Resume { .. } => self.resume_loaded(snapshot, moment, out),
             Stage::Fence(_) => self.fence_loaded(snapshot, moment, out),
             _ => {}
         }
@@ -1334,6 +1395,15 @@ impl Agent {
                 } else {
                     self.go_on(moment, out); // too late: all of it again
                 }
+            }
+            Stage::Resume {
+                token,
+                deadline: Some((lease, _)),
+            } if succeeded => {
+                out.push(Action::KeepAlive(Some(*lease)));
+                let token = Some(*token);
+                self.stage = Stage::Drain { token };
+                self.go_on(moment, out);
             }
             Stage::Queue(queue) if queue.withdrawing => self.go_on(moment, out),
             // Won or lost, the group says what came of it.

@@ -41,21 +41,27 @@ pub(super) async fn migrate(invocation: &Invocation<'_>) -> Result<(), CtlError>
     }
     let old = settings.open_etcd(EtcdApi::V2).map_err(CtlError::contact)?;
     let new = settings.open_etcd(EtcdApi::V3).map_err(CtlError::contact)?;
-    let mut places = look(&old).await?;
-    if places.gives_places() {
-        close_new(&new).await?;
-        copy_max(&new, places.max).await?;
-        close_old(&old).await?;
-        let max = look(&new).await?.max;
-        say(format_args!(
-            "The lock on v2 is closed; the one on v3 has a maximum of {max}."
-        ));
-        places = look(&old).await?;
-    } else if !places.holders.is_empty() {
+    loop {
+        let mut places = look(&old).await?;
+        // Also later: a hand, or a tool, may have opened v2 again.
+        if places.gives_places() {
+            close_new(&new).await?;
+            copy_max(&new, places.max).await?;
+            close_old(&old).await?;
+            let max = look(&new).await?.max;
+            say(format_args!(
+                "The lock on v2 is closed; the one on v3 has a maximum of {max}."
+            ));
+            places = look(&old).await?;
+        }
+        if places.holders.is_empty() {
+            if places.gives_places() {
+                continue;
+            }
+            break;
+        }
         // Frozen by hand, or by an earlier run; either way v3 must wait.
         close_new(&new).await?;
-    }
-    while !places.holders.is_empty() {
         let ids: Vec<_> = places.holders.iter().map(ToString::to_string).collect();
         let ids = ids.join(", ");
         if !invocation.values.is_on("wait") {
@@ -67,7 +73,6 @@ pub(super) async fn migrate(invocation: &Invocation<'_>) -> Result<(), CtlError>
         }
         say(format_args!("Waiting for {ids}"));
         tokio::time::sleep(POLL).await;
-        places = look(&old).await?;
     }
     // Agents stay on v2 before there is a document on v3.
     copy_max(&new, UNSET).await?;

@@ -124,7 +124,7 @@ async fn restore(
 ) -> Result<(), CtlError> {
     let fresh = match before.kind {
         Kind::Manual => None,
-        Kind::Reboot | Kind::Fleetlock => Some(lease(store, deadline).await?),
+        Kind::Reboot | Kind::Fleetlock | Kind::Unknown => Some(lease(store, deadline).await?),
     };
     settle(store, &Look::default(), REBOOTING, |snapshot, _| {
         let back = |holder: &mut Holder| holder.clone_from(before);

@@ -106,13 +106,13 @@ pub(super) fn holders(snapshot: &Snapshot, now: i64) -> String {
                 printable(id.as_str()),
                 match holder.kind {
                     Kind::Manual => "held".to_owned(),
-                    Kind::Reboot | Kind::Fleetlock => word(&holder.phase),
+                    Kind::Reboot | Kind::Fleetlock | Kind::Unknown => word(&holder.phase),
                 },
                 word(&holder.kind),
                 age(now, holder.since),
                 printable(&versions(holder)),
                 match holder.kind {
-                    Kind::Reboot => word(&holder.mode),
+                    Kind::Reboot | Kind::Unknown => word(&holder.mode),
                     Kind::Manual | Kind::Fleetlock => "-".to_owned(),
                 },
                 printable(&holder.reason),

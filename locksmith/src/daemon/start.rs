@@ -108,6 +108,16 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
+/// The settings of an agent. One that may have a place needs the etcd in which it
+/// has it: in another one there is none, and it would be forgotten.
+fn load(root: &Root, flags: Fragment) -> Result<Loaded, Problems> {
+    if host::remembers(root) {
+        Settings::load_with_etcd(root, variable, flags)
+    } else {
+        Settings::load(root, Program::Daemon, variable, flags)
+    }
+}
+
 fn accept(loaded: Result<Loaded, Problems>) -> Result<Settings> {
     let loaded = loaded.context("the configuration cannot be used")?;
     for warning in &loaded.warnings {
@@ -118,7 +128,7 @@ fn accept(loaded: Result<Loaded, Problems>) -> Result<Settings> {
 
 /// The settings of a server, and a log.
 pub(super) fn load_for_server(arguments: &Arguments) -> Result<Settings> {
-    let read = |root: &Root, flags| Settings::load_for_server(root, variable, flags);
+    let read = |root: &Root, flags| Settings::load_with_etcd(root, variable, flags);
     accept(begin(arguments, read)?.1)
 }
 
@@ -128,8 +138,7 @@ pub(super) fn ready() {
 }
 
 async fn start(arguments: Arguments) -> Result<()> {
-    let read = |root: &Root, flags| Settings::load(root, Program::Daemon, variable, flags);
-    let (root, loaded) = begin(&arguments, read)?;
+    let (root, loaded) = begin(&arguments, load)?;
     let bus = Bus::new(arguments.bus.as_deref());
     let shutdown = on_signals()?;
 
@@ -372,4 +381,30 @@ pub(super) fn on_signals() -> Result<CancellationToken> {
         });
     }
     Ok(token)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mistake_about_etcd_stops_a_machine_that_may_have_a_place_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::at(folder.path()).unwrap();
+        let file = root.path("/etc/locksmith/locksmith.toml").unwrap();
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        for strategy in [Strategy::Off, Strategy::Reboot, Strategy::Fleetlock] {
+            let text = format!(
+                "strategy = '{strategy}'\nfleetlock.base_url = 'http://f'\n\
+                 etcd.endpoints = ['http://a', 'b c']\n"
+            );
+            std::fs::write(&file, text).unwrap();
+            host::remember_held(&root).unwrap();
+            let problems = load(&root, Fragment::default()).unwrap_err();
+            assert!(problems.to_string().contains("etcd.endpoints"));
+            std::fs::remove_dir_all(folder.path().join("var")).unwrap();
+            let loaded = load(&root, Fragment::default()).unwrap();
+            assert_eq!(loaded.warnings.len(), 1);
+        }
+    }
 }

@@ -29,7 +29,7 @@ pub fn mark_overdue(snapshot: &Snapshot, now: i64) -> Option<Transaction> {
             holder.phase,
             Phase::Draining | Phase::Rebooting | Phase::Verifying
         );
-        if !underway || holder.kind == Kind::Manual {
+        if !underway || matches!(holder.kind, Kind::Manual | Kind::Unknown) {
             return None;
         }
         while let Some(other) = deadlines.peek() {

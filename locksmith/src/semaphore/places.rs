@@ -330,6 +330,22 @@ pub fn advance(
     })
 }
 
+/// Starts the time of the place `token` again, under another lease.
+///
+/// # Errors
+///
+/// [`Fenced::Lost`]: the place is gone.
+pub fn renew(
+    snapshot: &Snapshot,
+    id: &MachineId,
+    token: Revision,
+    deadline_lease: LeaseId,
+) -> Result<Transaction, Fenced> {
+    let mut transaction = advance(snapshot, id, token, |_| {})?;
+    transaction.then.push(put_deadline(id, deadline_lease));
+    Ok(transaction)
+}
+
 /// Gives the place `token` back and serves the queue. `how` is the outcome that
 /// is kept. `None`: there is nothing to give back.
 #[must_use]

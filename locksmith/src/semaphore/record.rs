@@ -1,7 +1,8 @@
 //! What the keys beside the document hold, and their JSON.
 //!
-//! Unknown members are kept out, missing ones have defaults, so that agents of
-//! neighbouring versions read each other.
+//! Unknown members are kept out, missing ones have defaults and unknown words a
+//! meaning, so that agents of neighbouring versions read each other: a machine that
+//! has fallen back still sees from which version it came and to which it went.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -150,6 +151,7 @@ pub enum FailureKind {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Holder {
     /// How far it is.
+    #[serde(default)]
     pub phase: Phase,
     /// What the place is for.
     #[serde(default)]
@@ -207,7 +209,7 @@ impl Holder {
 }
 
 /// How far a holder is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
     /// The place was given to one who waited; it has not answered yet and may
@@ -223,6 +225,10 @@ pub enum Phase {
     Overdue,
     /// It is back, and not well.
     Failed,
+    /// A word of a later version, or none.
+    #[default]
+    #[serde(other)]
+    Unknown,
 }
 
 /// What a place is for.
@@ -236,19 +242,24 @@ pub enum Kind {
     Manual,
     /// A client of the FleetLock protocol.
     Fleetlock,
+    /// A word of a later version. Its own agent takes it for a reboot; nobody else
+    /// judges it.
+    #[serde(other)]
+    Unknown,
 }
 
 /// How a machine reboots.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
-    /// Through the firmware.
-    #[default]
-    Firmware,
     /// Straight into the new kernel.
     Kexec,
     /// User space alone.
     Soft,
+    /// Through the firmware; also what a word of a later version is taken for.
+    #[default]
+    #[serde(other)]
+    Firmware,
 }
 
 /// One who waits. Its key is under a lease: it goes when its owner does.
@@ -300,7 +311,7 @@ impl Record {
             Key::Policy => Self::Policy(json(bytes)?),
             Key::Halt => Self::Halt(json(bytes)?),
             Key::Failures => Self::Failures(json(bytes)?),
-            Key::Holder(_) => Self::Holder(json(bytes)?),
+            Key::Holder(_) => Self::Holder(object(bytes)?),
             Key::Ticket(_) => Self::Ticket(json(bytes)?),
             Key::History(_) => Self::History(json(bytes)?),
             Key::Deadline(_) | Key::Member(_) => Self::Present,
@@ -328,10 +339,50 @@ fn is_false(value: &bool) -> bool {
     !value
 }
 
+/// Where no member is needed, a list would do as well.
+fn object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, BadRecord> {
+    if bytes.trim_ascii_start().first() == Some(&b'{') {
+        json(bytes)
+    } else {
+        Err(BadRecord::Json("not an object".to_owned()))
+    }
+}
+
 fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, BadRecord> {
     serde_json::from_slice(bytes).map_err(|error| BadRecord::Json(error.to_string()))
 }
 
 fn text<T: Serialize>(value: &T) -> String {
     serde_json::to_string(value).expect("records have text keys and finite numbers only")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_of_a_later_version_do_not_hide_the_rest_of_a_record() {
+        let key = Key::Holder("a".into());
+        let read = |text: &str| match Record::read(&key, text.as_bytes()) {
+            Ok(Record::Holder(holder)) => Some(holder),
+            _ => None,
+        };
+        let later =
+            r#"{"phase":"settling","kind":"drill","mode":"warp","from":"1","to":"2","x":[]}"#;
+        for text in [later, &later.replace(r#""phase":"settling","#, "")] {
+            let holder = read(text).unwrap();
+            assert_eq!((&*holder.from, &*holder.to), ("1", "2"));
+            assert_eq!(
+                (holder.phase, holder.kind, holder.mode),
+                (Phase::Unknown, Kind::Unknown, Mode::Firmware)
+            );
+            assert_eq!(read(&Record::Holder(holder.clone()).write()), Some(holder));
+        }
+        for mode in [Mode::Firmware, Mode::Kexec, Mode::Soft] {
+            let mut holder = Holder::new(Kind::Reboot, "n");
+            holder.mode = mode;
+            assert_eq!(read(&Record::Holder(holder.clone()).write()), Some(holder));
+        }
+        assert_eq!(read("[]"), None);
+    }
 }

@@ -4,6 +4,7 @@
 //! The requests are the original's, but for two things: reads ask the quorum,
 //! and nothing is created by looking.
 
+use std::collections::BTreeSet;
 use std::error::Error as _;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -59,6 +60,17 @@ struct Shared {
     /// `/v2/keys/` and the key, as in a URL.
     path: String,
     key: String,
+}
+
+/// What the servers say to a question by the v2 API.
+#[derive(Debug)]
+pub(super) enum Spoken {
+    /// One has answered it.
+    Yes(Box<Snapshot>),
+    /// None of them speaks v2.
+    Nowhere,
+    /// Some of them do not speak v2, and the others gave no answer.
+    Unclear(StoreError),
 }
 
 /// What a server says of a key that it has.
@@ -162,26 +174,54 @@ impl Etcd2Store {
         self.shared.read().await.map(|_| ())
     }
 
-    /// What a load gives; `None` where the servers do not speak v2, or do it no
-    /// longer.
-    pub(super) async fn load_if_spoken(&self) -> Result<Option<Snapshot>, StoreError> {
+    /// A load that tells whether v2 is spoken at all. Members of one etcd may
+    /// differ: each is started with or without it.
+    ///
+    /// # Errors
+    ///
+    /// As a load, where no server says that it does not speak v2.
+    pub(super) async fn load_if_spoken(&self) -> Result<Spoken, StoreError> {
         let shared = &self.shared;
-        let answer = shared
+        let without = Mutex::new(BTreeSet::new());
+        let nobody = Mutex::new(BTreeSet::new());
+        let note = |of: &Mutex<BTreeSet<usize>>, endpoint| {
+            let mut of = of.lock().unwrap_or_else(PoisonError::into_inner);
+            of.insert(endpoint);
+        };
+        let (without, nobody, note) = (&without, &nobody, &note);
+        let loaded = shared
             .endpoints
             .call(LOAD, Repeat::Safe, |endpoint, limit| async move {
-                let answer = shared.attempt(endpoint, limit, |client, url| {
+                let asked = shared.attempt(endpoint, limit, |client, url| {
                     client.get(shared.question(url))
                 });
-                let answer = answer.await?;
-                match understand(&answer) {
-                    Err(failed) if failed.verdict == Verdict::Refused(NO_V2) => Ok(None),
-                    understood => Ok(Some((understood?, answer.2))),
+                let answer = asked.await.inspect_err(|failed| {
+                    // Not another member: one of the two defaults is always so.
+                    if failed.verdict == Verdict::NobodyListens
+                        && is_loopback(shared.endpoints.url(endpoint))
+                    {
+                        note(nobody, endpoint);
+                    }
+                })?;
+                if has_no_v2(&answer) {
+                    note(without, endpoint);
                 }
+                Ok((understand(&answer)?, answer.2))
             })
-            .await?;
-        answer
-            .map(|(answer, index)| shared.snapshot(answer, index))
-            .transpose()
+            .await;
+        let count =
+            |of: &Mutex<BTreeSet<usize>>| of.lock().unwrap_or_else(PoisonError::into_inner).len();
+        match loaded {
+            Ok((answer, index)) => {
+                let seen = shared.snapshot(answer, index)?;
+                Ok(Spoken::Yes(Box::new(seen)))
+            }
+            Err(error) if count(without) == 0 => Err(error),
+            Err(_) if count(without) + count(nobody) >= shared.options.endpoints.len() => {
+                Ok(Spoken::Nowhere)
+            }
+            Err(error) => Ok(Spoken::Unclear(error)),
+        }
     }
 }
 
@@ -503,6 +543,11 @@ fn cannot(what: &str) -> StoreError {
     }
 }
 
+/// Whether etcd itself says that it does not speak v2, and nobody before it.
+fn has_no_v2((status, body, _): &(StatusCode, Vec<u8>, Revision)) -> bool {
+    *status == StatusCode::NOT_FOUND && body.trim_ascii() == b"404 page not found"
+}
+
 fn understand((status, body, _): &(StatusCode, Vec<u8>, Revision)) -> Result<Answer, Failed> {
     let told = |verdict, text: String| Failed {
         sent: true,
@@ -529,7 +574,7 @@ fn understand((status, body, _): &(StatusCode, Vec<u8>, Revision)) -> Result<Ans
     match said.error_code {
         0 if status.is_server_error() => Err(told(Verdict::Open, status.to_string())),
         0 => Err(told(
-            Verdict::Refused(NO_V2),
+            Verdict::RefusedHere(NO_V2),
             "client: response is invalid json. The endpoint is probably not valid etcd cluster endpoint"
                 .into(),
         )),
@@ -563,7 +608,7 @@ fn failed(error: &reqwest::Error) -> Failed {
         }
     }
     if let Some(hint) = handshake_hint(&text) {
-        verdict = Verdict::NoHandshake(hint);
+        verdict = Verdict::RefusedHere(hint);
     }
     Failed {
         sent: !error.is_connect(),

@@ -53,9 +53,9 @@ pub(super) enum Verdict {
     LeaseGone,
     /// Nothing was carried out, and an operator has to act; with what to do.
     Refused(&'static str),
-    /// No connection came about, and an operator has to act, unless another
-    /// endpoint does better; with what to do.
-    NoHandshake(&'static str),
+    /// The endpoint cannot be used, and an operator has to act, unless another one
+    /// does better; with what to do.
+    RefusedHere(&'static str),
     /// Nobody knows.
     Open,
 }
@@ -153,7 +153,7 @@ impl Endpoints {
                     return Err(StoreError::Unknown { what, reason });
                 }
                 Verdict::NobodyListens => silent += 1,
-                Verdict::NoHandshake(hint) => refusal = Some(format!("{reason} ({hint})")),
+                Verdict::RefusedHere(hint) => refusal = Some(format!("{reason} ({hint})")),
                 Verdict::NotCarriedOut | Verdict::Open => {}
             }
             said = reason;
@@ -208,7 +208,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn each_failure_leads_to_the_next_endpoint_or_to_the_right_end() {
         use Repeat::{Never, Safe};
-        use Verdict::{Again, LeaseGone, NoHandshake, NobodyListens, NotCarriedOut, Open, Refused};
+        use Verdict::{Again, LeaseGone, NobodyListens, NotCarriedOut, Open, Refused, RefusedHere};
         let fails = |verdicts: &[Verdict]| -> Vec<_> {
             let failed = |verdict: &Verdict| Err((true, verdict.clone()));
             verdicts.iter().map(failed).collect()
@@ -223,7 +223,7 @@ mod tests {
             ),
             (
                 Safe,
-                &[NoHandshake("do it"), NobodyListens],
+                &[RefusedHere("do it"), NobodyListens],
                 "try: http://a: text (do it)",
             ),
             (
@@ -233,7 +233,7 @@ mod tests {
             ),
             (
                 Safe,
-                &[Open, NotCarriedOut, NoHandshake("do it"), Open],
+                &[Open, NotCarriedOut, RefusedHere("do it"), Open],
                 "try: http://a: text (do it)",
             ),
             (

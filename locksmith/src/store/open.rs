@@ -8,9 +8,9 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
 use tracing::info;
 
-use super::etcd2::detect_api;
+use super::etcd2::{Spoken, detect_api};
 use super::{
-    Committed, Etcd2Store, Etcd3Store, EtcdOptions, FileStore, SemaphoreStore, StoreError,
+    Committed, Etcd2Store, Etcd3Store, EtcdOptions, FileStore, LOAD, SemaphoreStore, StoreError,
 };
 use crate::config::{Etcd, EtcdApi, Settings, Store};
 use crate::group::GroupName;
@@ -83,9 +83,9 @@ struct Auto {
 #[derive(Clone)]
 enum Found {
     /// For as long as the process runs.
-    Settled(SharedStore),
-    /// The servers speak v3 as well.
-    StillOnV2(Etcd2Store),
+    OnV3(SharedStore),
+    /// Until the fleet moves.
+    OnV2(Etcd2Store),
 }
 
 impl Auto {
@@ -104,32 +104,33 @@ impl Auto {
         }
         let found = self.found().expect("a load that succeeds finds one");
         Ok(match found {
-            Found::Settled(store) => store,
-            Found::StillOnV2(store) => Arc::new(store),
+            Found::OnV3(store) => store,
+            Found::OnV2(store) => Arc::new(store),
         })
     }
 
     async fn load(&self, look: &Look) -> Result<Snapshot, StoreError> {
         let found = self.found();
         let old = match &found {
-            Some(Found::Settled(store)) => return store.load(look).await,
-            Some(Found::StillOnV2(store)) => store.clone(),
+            Some(Found::OnV3(store)) => return store.load(look).await,
+            Some(Found::OnV2(store)) => store.clone(),
             None => Etcd2Store::new(self.options.clone(), &self.group)?,
         };
-        if found.is_none() && detect_api(&self.options).await? == super::EtcdApi::V2 {
-            info!("etcd speaks v2 only: no queue, no halt and no failure budget");
-            let seen = old.load(look).await?;
-            self.settle(Found::Settled(Arc::new(old)));
-            return Ok(seen);
-        }
-        if let Some(seen) = self.load_from_v2(&old).await? {
-            if found.is_none() {
-                info!(
-                    "the fleet locks by etcd's v2 API: no queue, no halt and no failure budget \
-                     before locksmithctl migrate"
-                );
-                self.settle(Found::StillOnV2(old));
+        if found.is_some() {
+            if let Some(seen) = self.load_from_v2(&old, true).await? {
+                return Ok(seen);
             }
+        } else if detect_api(&self.options).await? == super::EtcdApi::V2 {
+            let seen = old.load(look).await?;
+            info!("etcd speaks v2 only: no queue, no halt and no failure budget");
+            self.settle(Found::OnV2(old));
+            return Ok(seen);
+        } else if let Some(seen) = self.load_from_v2(&old, false).await.map_err(in_vain)? {
+            info!(
+                "the fleet locks by etcd's v2 API: no queue, no halt and no failure budget \
+                 before locksmithctl migrate"
+            );
+            self.settle(Found::OnV2(old));
             return Ok(seen);
         }
         let new = self.open_v3()?;
@@ -137,22 +138,57 @@ impl Auto {
         if found.is_some() {
             info!("the lock has moved to etcd's v3 API");
         }
-        self.settle(Found::Settled(Arc::new(new)));
+        self.settle(Found::OnV3(Arc::new(new)));
         Ok(seen)
     }
 
-    /// What is on v2; `None` if the fleet does not lock there.
-    async fn load_from_v2(&self, old: &Etcd2Store) -> Result<Option<Snapshot>, StoreError> {
-        let seen = old.load_if_spoken().await.map_err(in_vain)?;
-        let Some(seen) = seen.filter(|seen| seen.document.value.is_some()) else {
-            return Ok(None);
+    /// What is on v2; `None` if the fleet does not lock there. `was_there`: it did,
+    /// in the life of this process.
+    async fn load_from_v2(
+        &self,
+        old: &Etcd2Store,
+        was_there: bool,
+    ) -> Result<Option<Snapshot>, StoreError> {
+        let reason = match old.load_if_spoken().await? {
+            Spoken::Yes(seen) => return self.stays_on_v2(*seen, was_there).await,
+            Spoken::Nowhere if !was_there => return Ok(None),
+            // Members that lose v2 one after the other do not move a fleet.
+            Spoken::Nowhere => NOT_MOVED.to_owned(),
+            Spoken::Unclear(error) if was_there => return Err(unavailable(error.to_string())),
+            Spoken::Unclear(error) => format!("{error}; {IN_VAIN}"),
         };
-        // As a rule v3 need not be asked.
-        let stays = is_in_use(seen.places())
-            || fleet_is_on_v2(
-                seen.places(),
-                &self.open_v3()?.load(&Look::default()).await?,
-            );
+        let new = self.open_v3()?.load(&Look::default()).await?;
+        if is_open(&new) {
+            Ok(None)
+        } else {
+            Err(unavailable(reason))
+        }
+    }
+
+    /// The same, of what is there.
+    async fn stays_on_v2(
+        &self,
+        seen: Snapshot,
+        was_there: bool,
+    ) -> Result<Option<Snapshot>, StoreError> {
+        // As a rule nobody need be asked further.
+        if seen.document.value.is_some() && is_in_use(seen.places()) {
+            return Ok(Some(seen));
+        }
+        // An etcd that speaks v2 alone may be replaced by one that does not.
+        if was_there && detect_api(&self.options).await? == super::EtcdApi::V2 {
+            return Ok(Some(seen));
+        }
+        if seen.document.value.is_none() {
+            return Ok(None);
+        }
+        let places = seen.places();
+        let stays = match self.open_v3()?.load(&Look::default()).await {
+            Ok(new) => fleet_is_on_v2(places, &new),
+            // Nobody gets a place on v2, but who has one can give it back.
+            Err(_) if !places.gives_places() && (was_there || !places.holders.is_empty()) => true,
+            Err(error) => return Err(error),
+        };
         Ok(stays.then_some(seen))
     }
 
@@ -161,12 +197,22 @@ impl Auto {
     }
 }
 
+const IN_VAIN: &str = "if nobody locks by etcd's v2 API set etcd.api to v3";
+/// Where v2 is gone and nobody has ended it.
+const NOT_MOVED: &str = "etcd does not speak v2 any more, and nobody has moved the lock to v3: start etcd \
+                         with --enable-v2 and run locksmithctl migrate; or, if nobody holds the lock on \
+                         v2, locksmithctl -api v3 set-max";
+
+fn unavailable(reason: String) -> StoreError {
+    StoreError::Unavailable { what: LOAD, reason }
+}
+
 /// What to do where v2 refuses this client and v3 would not.
 fn in_vain(error: StoreError) -> StoreError {
     match error {
         StoreError::Refused { what, reason } => StoreError::Refused {
             what,
-            reason: format!("{reason}; if nobody locks by etcd's v2 API set etcd.api to v3"),
+            reason: format!("{reason}; {IN_VAIN}"),
         },
         other => other,
     }
@@ -179,8 +225,16 @@ fn in_vain(error: StoreError) -> StoreError {
 /// and until then its holders give back there what they have.
 fn fleet_is_on_v2(old: &Document, new: &Snapshot) -> bool {
     let in_use = new.document.value.is_some();
-    let paused = (new.policy.value.as_ref()).is_some_and(|policy| policy.paused.is_some());
-    is_in_use(old) || !in_use || (paused && !old.holders.is_empty())
+    is_in_use(old) || !in_use || (is_paused(new) && !old.holders.is_empty())
+}
+
+/// Whether v3 is in use and no migration is under way.
+fn is_open(new: &Snapshot) -> bool {
+    new.document.value.is_some() && !is_paused(new)
+}
+
+fn is_paused(new: &Snapshot) -> bool {
+    (new.policy.value.as_ref()).is_some_and(|policy| policy.paused.is_some())
 }
 
 /// Whether it gives places and somebody wants that: the original makes one by
@@ -217,8 +271,8 @@ impl SemaphoreStore for AutoStore {
         // Who watches has loaded before, so the API is known; if it is not,
         // there is nothing to hear.
         match self.0.found() {
-            Some(Found::Settled(store)) => store.watch(keys, after),
-            Some(Found::StillOnV2(store)) => store.watch(keys, after),
+            Some(Found::OnV3(store)) => store.watch(keys, after),
+            Some(Found::OnV2(store)) => store.watch(keys, after),
             None => stream::pending().boxed(),
         }
     }

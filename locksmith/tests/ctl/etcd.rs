@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use gptprio::machine::Root;
 use locksmith::config::{Fragment, Program, Settings};
 use locksmith::semaphore::Look;
-use locksmith::store::SemaphoreStore as _;
+use locksmith::store::{SemaphoreStore as _, SharedStore, StoreError};
 use system_tests::etcd::{Setup, Tls};
 
+use crate::gate::{self, Gate};
 use crate::server::Server;
 use crate::transcript::Session;
 
@@ -66,6 +67,20 @@ fn looking_writes_nothing_and_locking_writes_the_originals_document() {
     );
 }
 
+/// What a daemon with `auto` that starts now has.
+fn daemons_store(endpoints: &[&str]) -> SharedStore {
+    let root = tempfile::tempdir().unwrap();
+    let endpoints = endpoints.join(",");
+    let variables = |name: &str| (name == "LOCKSMITHD_ENDPOINT").then(|| endpoints.clone());
+    let loaded = Settings::load(
+        &Root::at(root.path()).unwrap(),
+        Program::Daemon,
+        variables,
+        Fragment::default(),
+    );
+    loaded.unwrap().settings.open_store().unwrap()
+}
+
 /// With the `auto` of a daemon that began while the fleet was on v2.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_running_agent_follows_a_fleet_that_moves() {
@@ -73,16 +88,7 @@ async fn a_running_agent_follows_a_fleet_that_moves() {
     let session = Session::new().variable("LOCKSMITHCTL_ENDPOINT", etcd.endpoint(0));
     session.stdout(&["-api", "v2", "lock", "a"]);
 
-    let root = tempfile::tempdir().unwrap();
-    let endpoint = etcd.endpoint(0);
-    let variables = |name: &str| (name == "LOCKSMITHD_ENDPOINT").then(|| endpoint.clone());
-    let loaded = Settings::load(
-        &Root::at(root.path()).unwrap(),
-        Program::Daemon,
-        variables,
-        Fragment::default(),
-    );
-    let store = loaded.unwrap().settings.open_store().unwrap();
+    let store = daemons_store(&[&etcd.endpoint(0)]);
     let look = Look::default();
     let seen = store.load(&look).await.unwrap();
     assert!(seen.document_only && seen.places().holds(&"a".into()));
@@ -98,6 +104,123 @@ async fn a_running_agent_follows_a_fleet_that_moves() {
 
     // What is written to v2 now moves no running agent back.
     session.stdout(&["-api", "v2", "set-max", "1"]);
+    assert!(!store.load(&look).await.unwrap().document_only);
+}
+
+#[test]
+fn a_v2_that_is_opened_during_a_migration_is_closed_again() {
+    let etcd = Server::start();
+    let session = Session::new().variable("LOCKSMITHCTL_ENDPOINT", etcd.endpoint(0));
+    session.stdout(&["-api", "v2", "lock", "a"]);
+    let mut migrating = session.command(&["migrate", "-wait"]).spawn().unwrap();
+    let limit = Instant::now() + Duration::from_secs(30);
+    let status = || session.stdout(&["-api", "v2", "status"]);
+    while !status().contains("Max: 0\n") {
+        assert!(Instant::now() < limit);
+    }
+    session.stdout(&["-api", "v2", "set-max", "1"]);
+    session.stdout(&["-api", "v2", "unlock", "a"]);
+    assert!(migrating.wait().unwrap().success());
+    assert!(status().contains("Max: 0\n"), "{}", status());
+    session.stdout(&["-api", "v3", "lock", "b"]);
+}
+
+/// As etcd itself says it.
+const NO_V2: &str = "HTTP/1.1 404 Not Found\r\nContent-Type: text/plain; charset=utf-8\r\n\
+                     Content-Length: 19\r\nConnection: close\r\n\r\n404 page not found\n";
+/// What stands before etcd says so.
+const NONSENSE: [&str; 3] = [
+    "HTTP/1.1 404 Not Found\r\nContent-Length: 6\r\nConnection: close\r\n\r\n<html>",
+    "HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+    "HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\n<html>",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_that_lose_v2_one_by_one_move_nobody() {
+    let etcd = Server::start();
+    let session = Session::new().variable("LOCKSMITHCTL_ENDPOINT", etcd.endpoint(0));
+    session.stdout(&["-api", "v2", "lock", "a"]);
+    let gate = Gate::before(&etcd.endpoint(0)).await;
+    let look = Look::default();
+    for answer in NONSENSE.into_iter().chain([NO_V2]) {
+        gate.answers(&[("GET /v2/", Some(answer))]);
+        // A client begins at any of its endpoints.
+        for _ in 0..8 {
+            let store = daemons_store(&[&gate.endpoint, &etcd.endpoint(0)]);
+            let seen = store.load(&look).await.unwrap();
+            assert!(seen.places().holds(&"a".into()), "{answer}");
+        }
+        let alone = daemons_store(&[&gate.endpoint]).load(&look).await;
+        // Nobody else is asked, and nobody listens at the second default.
+        assert_eq!(alone.is_ok(), answer == NO_V2, "{answer}: {alone:?}");
+    }
+    let endpoints = [&*gate.endpoint, "http://127.0.0.1:1"];
+    let seen = daemons_store(&endpoints).load(&look).await.unwrap();
+    assert!(!seen.document_only);
+    // One that is silent may know more, as long as nobody uses v3.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent_url = format!("http://{}", silent.local_addr().unwrap());
+    let endpoints = [&*gate.endpoint, &silent_url];
+    let error = daemons_store(&endpoints).load(&look).await.unwrap_err();
+    assert!(matches!(error, StoreError::Unavailable { .. }), "{error}");
+
+    gate.answers(&[]);
+    let running = daemons_store(&[&gate.endpoint]);
+    assert!(running.load(&look).await.unwrap().document_only);
+    gate.answers(&[("GET /v2/", Some(NO_V2))]);
+    let error = running.load(&look).await.unwrap_err();
+    assert!(matches!(error, StoreError::Unavailable { .. }), "{error}");
+    assert!(
+        error.to_string().contains("locksmithctl migrate"),
+        "{error}"
+    );
+    session.stdout(&["-api", "v2", "unlock", "a"]);
+    session.stdout(&["migrate"]);
+    assert!(!running.load(&look).await.unwrap().document_only);
+    let seen = daemons_store(&endpoints).load(&look).await.unwrap();
+    assert!(!seen.document_only);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_holds_on_a_frozen_v2_can_give_back_without_v3() {
+    let etcd = Server::start();
+    let session = Session::new().variable("LOCKSMITHCTL_ENDPOINT", etcd.endpoint(0));
+    session.stdout(&["-api", "v2", "lock", "a"]);
+    session.stdout(&["-api", "v2", "set-max", "0"]);
+    let gate = Gate::before(&etcd.endpoint(0)).await;
+    gate.answers(&[(gate::V3, None)]);
+    let look = Look::default();
+    let store = daemons_store(&[&gate.endpoint]);
+    let seen = store.load(&look).await.unwrap();
+    assert!(seen.document_only && seen.places().holds(&"a".into()));
+    session.stdout(&["-api", "v2", "unlock", "a"]);
+    assert!(store.load(&look).await.unwrap().document_only);
+    // Who starts now has nothing to give back there.
+    daemons_store(&[&gate.endpoint])
+        .load(&look)
+        .await
+        .unwrap_err();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_began_on_an_etcd_2_follows_a_fleet_that_moves() {
+    let etcd = Server::start();
+    let session = Session::new().variable("LOCKSMITHCTL_ENDPOINT", etcd.endpoint(0));
+    let gate = Gate::before(&etcd.endpoint(0)).await;
+    let etcd_2 = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n\
+                  {\"etcdserver\":\"2.3.8\",\"etcdcluster\":\"2.3.0\"}\r\n";
+    gate.answers(&[("GET /version", Some(etcd_2)), (gate::V3, None)]);
+    let look = Look::default();
+    let store = daemons_store(&[&gate.endpoint]);
+    assert!(store.load(&look).await.unwrap().document_only);
+    session.stdout(&["-api", "v2", "lock", "a"]);
+    session.stdout(&["-api", "v2", "unlock", "a"]);
+    session.stdout(&["-api", "v2", "set-max", "0"]);
+    assert!(store.load(&look).await.unwrap().document_only);
+
+    gate.answers(&[]);
+    assert!(store.load(&look).await.unwrap().document_only);
+    session.stdout(&["migrate"]);
     assert!(!store.load(&look).await.unwrap().document_only);
 }
 

@@ -12,6 +12,7 @@ mod transcript;
 
 mod crowd;
 mod etcd;
+mod gate;
 mod golden;
 mod machine;
 mod output;

@@ -53,6 +53,12 @@ impl Agent {
                 }
             }
             Stage::Release { token: place, .. } | Stage::Drain { token: place } => token(place),
+            Stage::Resume { token, deadline } => {
+                *token = names.token(*token);
+                if let Some((_, at)) = deadline {
+                    *at = names.time(*at);
+                }
+            }
             Stage::Queue(queue) => {
                 queue.nonce = names.nonce(&queue.nonce);
                 if let Some((_, at)) = &mut queue.deadline {

@@ -76,6 +76,25 @@ fn neither_long_programs_nor_a_long_soak_make_a_healthy_machine_late() {
 }
 
 #[test]
+fn a_new_process_keeps_the_deadline_while_its_programs_run() {
+    let mut bench = semaphore();
+    let drains = |bench: &Bench| {
+        bench
+            .seen
+            .iter()
+            .filter(|seen| *seen == "drain for 2")
+            .count()
+    };
+    assert!(bench.run(HOUR, |bench| drains(bench) == 1));
+    bench.restart();
+    assert!(bench.run(HOUR, |bench| drains(bench) == 2));
+    bench.advance(5 * HOUR);
+    assert_eq!(failures::mark_overdue(&bench.snapshot(), 0), None);
+    bench.live();
+    assert!(bench.is_done(2), "{:?}", bench.seen);
+}
+
+#[test]
 fn an_agent_that_is_gone_while_its_programs_run_is_late() {
     let mut bench = semaphore();
     assert!(bench.run(HOUR, |bench| bench.stage() == "draining"));
@@ -93,6 +112,45 @@ fn a_place_whose_record_cannot_be_read_goes_back() {
     bench.live();
     assert!(bench.is_done(2), "{:?}", bench.seen);
     assert!(bench.holder().is_none());
+}
+
+/// Writes the machine's record in words of a later version.
+fn later_words(bench: &mut Bench) {
+    bench.others(|snapshot| {
+        let token = snapshot.holders[&Bench::id()].created;
+        let change = |holder: &mut Holder| {
+            holder.phase = Phase::Unknown;
+            holder.kind = Kind::Unknown;
+        };
+        places::advance(snapshot, &Bench::id(), token, change).ok()
+    });
+}
+
+#[test]
+fn who_falls_back_from_a_later_version_fails() {
+    let mut bench = semaphore();
+    assert!(bench.run(HOUR, |bench| bench.reboots == 1));
+    later_words(&mut bench);
+    bench.comes_up = Some(1);
+    bench.power_cycle();
+    bench.live();
+    assert_eq!(bench.holder().unwrap().phase, Phase::Failed);
+    assert_eq!(failures::budget_left(&bench.snapshot()), Some(1));
+    // One that comes up as it should is proven as ever.
+    let mut bench = semaphore();
+    assert!(bench.run(HOUR, |bench| bench.reboots == 1));
+    later_words(&mut bench);
+    bench.power_cycle();
+    bench.live();
+    assert!(bench.is_done(2), "{:?}", bench.seen);
+    // And one that has not rebooted begins anew.
+    let mut bench = semaphore();
+    assert!(bench.run(HOUR, |bench| bench.stage() == "draining"));
+    later_words(&mut bench);
+    bench.restart();
+    bench.live();
+    assert!(bench.is_done(2), "{:?}", bench.seen);
+    assert_eq!(failures::budget_left(&bench.snapshot()), Some(2));
 }
 
 #[test]

@@ -55,7 +55,7 @@ pub(super) fn verdict(error: &Error) -> Verdict {
         return verdict.clone();
     }
     if let Some(hint) = handshake_hint(&text) {
-        return Verdict::NoHandshake(hint);
+        return Verdict::RefusedHere(hint);
     }
     match error {
         Error::GRpcStatus(status) => {
