@@ -31,7 +31,7 @@ const REPR_DIGEST: HeaderName = HeaderName::from_static("repr-digest");
 pub(crate) struct Downloads {
     /// One for each that may begin.
     pub(crate) permits: Arc<Semaphore>,
-    /// Told of files that have changed.
+    /// Told of files that have changed or cannot be read.
     pub(crate) suspects: Suspects,
 }
 
@@ -142,13 +142,18 @@ impl Source {
 
     /// The first bytes of `range`, as many as lie in one chunk. The whole chunk is read
     /// and compared with its hash, for nothing else tells for sure that nobody has
-    /// written into the file: times can be set back, and change without a reason too. One
-    /// that differs is a suspect.
+    /// written into the file: times can be set back, and change without a reason too. A
+    /// file with one that differs or cannot be read is a suspect.
     fn read(&self, range: &Range<u64>) -> io::Result<Bytes> {
-        let changed = || {
+        let read = self.read_chunk(range);
+        if read.is_err() {
             self.suspects.add(&self.path);
-            io::Error::other("the file has changed since it was hashed")
-        };
+        }
+        read
+    }
+
+    fn read_chunk(&self, range: &Range<u64>) -> io::Result<Bytes> {
+        let changed = || io::Error::other("the file has changed since it was hashed");
         let index = range.start / CHUNK_BYTES;
         let begin = range.start - range.start % CHUNK_BYTES;
         let end = self.size.min(begin.saturating_add(CHUNK_BYTES));
@@ -374,6 +379,20 @@ mod tests {
         file.as_file().set_len(CHUNK_BYTES).unwrap();
         assert!(chunks.next().await.unwrap().is_err());
         assert_eq!(suspects.take(), [file.path().to_owned()].into());
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_a_suspect() {
+        let (file, source, _content) = source();
+        let write_only = File::options().write(true).open(file.path()).unwrap();
+        // As a disk that fails, to whoever reads.
+        let source = Source {
+            file: write_only,
+            ..source
+        };
+        let error = source.read(&(0..SIZE)).unwrap_err();
+        assert!(error.raw_os_error().is_some(), "{error}");
+        assert_eq!(source.suspects.take(), [file.path().to_owned()].into());
     }
 
     #[tokio::test]

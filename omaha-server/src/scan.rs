@@ -35,6 +35,9 @@ use crate::labels::{Defaults, Labels, Sidecar, label};
 
 /// A file this old is taken as finished without a second look.
 pub const SETTLED: Duration = Duration::from_secs(2);
+/// How long a file at most is let alone that fails again and again when it is read: it
+/// may be large, and its disk slow to give up.
+pub const LONGEST_WAIT: Duration = Duration::from_secs(10 * 60);
 
 /// Folders inside each other; more than labels can make use of.
 const MAX_DEPTH: usize = 8;
@@ -58,8 +61,8 @@ pub struct Scanner {
     app_ids: BTreeSet<String>,
 }
 
-/// Files that do not hold what was read in them, whatever their times say: a disk rots,
-/// and a write from another host may not show.
+/// Files that do not hold what was read in them, or cannot be read any more, whatever
+/// their times say: a disk rots, and a write from another host may not show.
 #[derive(Debug, Clone, Default)]
 pub struct Suspects(Arc<Mutex<BTreeSet<PathBuf>>>);
 
@@ -113,7 +116,11 @@ enum Content {
     /// It has rested, and nobody has read it yet.
     Unread,
     /// The last attempt to read it failed.
-    Unreadable(String),
+    Unreadable {
+        reason: String,
+        /// Until the next one; longer after each that failed.
+        wait: Duration,
+    },
     NotAPayload,
     /// A payload that no machine could install.
     Broken(String),
@@ -263,8 +270,7 @@ impl Scanner {
     /// or when it was told to stop. `clock` is asked before and after.
     pub fn read_next(&mut self, clock: impl Fn() -> SystemTime) -> bool {
         let now = clock();
-        let is_due = |seen: &Seen| seen.read_at.is_some_and(|at| is_due(at, now));
-        let due = self.files.iter_mut().filter(|(_, seen)| is_due(seen));
+        let due = self.files.iter_mut().filter(|(_, seen)| seen.is_due(now));
         // What is on offer anyway and what has failed before hold nothing new up, and
         // take turns.
         let is_new = |seen: &Seen| matches!(seen.content, Content::Unsettled | Content::Unread);
@@ -274,13 +280,13 @@ impl Scanner {
         seen.content = match examine(path, seen.identity, &self.stop) {
             Ok(Some(content)) => content,
             Ok(None) => return false,
-            Err(error) => Content::unreadable(&error),
+            Err(error) => Content::unreadable(&error, seen.content.wait_after_failure()),
         };
         seen.read_at = match seen.content {
             // It has changed meanwhile, or may be all right the next time. Reading may have
             // taken longer than the wait.
-            Content::Unsettled | Content::Unread | Content::Unreadable(_) => {
-                Some(clock() + SETTLED)
+            Content::Unsettled | Content::Unread | Content::Unreadable { .. } => {
+                Some(clock() + seen.content.wait())
             }
             Content::NotAPayload | Content::Broken(_) | Content::Payload(_) => None,
         };
@@ -387,7 +393,7 @@ impl Scanner {
             Content::NotAPayload => return None,
             Content::Unsettled => return Some(Err("it is being written".to_owned())),
             Content::Unread => return Some(Err("it is being read".to_owned())),
-            Content::Unreadable(reason) | Content::Broken(reason) => {
+            Content::Unreadable { reason, .. } | Content::Broken(reason) => {
                 return Some(Err(reason.clone()));
             }
             Content::Payload(facts) => facts,
@@ -461,6 +467,15 @@ struct Listing {
 }
 
 impl Seen {
+    /// It is to be read now. What seems to wait longer than it ever should was put off by
+    /// a clock that has been set back since.
+    fn is_due(&self, now: SystemTime) -> bool {
+        self.read_at.is_some_and(|at| {
+            at.duration_since(now)
+                .map_or(true, |rest| rest.is_zero() || rest > self.content.wait())
+        })
+    }
+
     /// Whom the file or its sidecar names, even if it cannot be offered now.
     fn app_ids(&self) -> impl Iterator<Item = &str> {
         let sidecar = self.sidecar.as_ref().and_then(|said| said.as_ref().ok());
@@ -478,8 +493,25 @@ impl Seen {
 }
 
 impl Content {
-    fn unreadable(error: &io::Error) -> Self {
-        Self::Unreadable(format!("it cannot be read: {error}"))
+    fn unreadable(error: &io::Error, wait: Duration) -> Self {
+        let reason = format!("it cannot be read: {error}");
+        Self::Unreadable { reason, wait }
+    }
+
+    /// How long it is let alone before it is read, if it is to be read at all.
+    fn wait(&self) -> Duration {
+        match self {
+            Self::Unreadable { wait, .. } => *wait,
+            _ => SETTLED,
+        }
+    }
+
+    /// As [`Content::wait`], once it could not be read.
+    fn wait_after_failure(&self) -> Duration {
+        match self {
+            Self::Unreadable { wait, .. } => wait.saturating_mul(2).min(LONGEST_WAIT),
+            _ => SETTLED,
+        }
     }
 }
 
@@ -520,13 +552,6 @@ fn is_gone(error: &io::Error) -> bool {
     )
 }
 
-/// Nothing waits longer than [`SETTLED`], so what seems to was put off by a clock that
-/// has been set back since.
-fn is_due(at: SystemTime, now: SystemTime) -> bool {
-    at.duration_since(now)
-        .map_or(true, |rest| rest.is_zero() || rest > SETTLED)
-}
-
 /// A time in the future says nothing, so such a file needs the second look.
 fn has_rested(identity: &FileIdentity, now: SystemTime) -> bool {
     now.duration_since(identity.modified)
@@ -557,7 +582,7 @@ fn look(
             Ok(true) => (Content::Unsettled, Some(now + SETTLED)),
             Err(error) if is_gone(&error) => return Err(error),
             // What was known is of another file.
-            Err(error) => (Content::unreadable(&error), Some(now + SETTLED)),
+            Err(error) => (Content::unreadable(&error, SETTLED), Some(now + SETTLED)),
         },
     };
     Ok(Seen {

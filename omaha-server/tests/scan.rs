@@ -15,7 +15,7 @@ use nix::unistd::{Uid, geteuid, mkfifo, setfsuid};
 use omaha_protocol::OS_APP_ID;
 use omaha_server::catalogue::Catalogue;
 use omaha_server::labels::Defaults;
-use omaha_server::scan::{SETTLED, Scanner};
+use omaha_server::scan::{LONGEST_WAIT, SETTLED, Scanner};
 use tempfile::TempDir;
 
 const FULL: &[u8] = include_bytes!("../../fixtures/crau-v1/unsigned.payload");
@@ -443,6 +443,62 @@ fn a_file_that_fails_again_and_again_holds_up_no_other() {
             "it waits before it is tried again"
         );
     });
+}
+
+#[test]
+fn the_longer_a_file_cannot_be_read_the_longer_it_is_let_alone() {
+    let mut folder = Folder::new();
+    let root = folder.folder.path().to_owned();
+    let path = folder.path("update-1.2.3.payload");
+    replace_with_closed(&path, FULL);
+    let mut now = SystemTime::now() + Duration::from_secs(3600);
+    let scanner = &mut folder.scanner;
+    as_nobody(&root, || {
+        scanner.survey(now).unwrap();
+        for wait in (0..12).map(|n| LONGEST_WAIT.min(SETTLED * 2_u32.pow(n))) {
+            assert!(!scanner.read_next(|| now + wait / 2), "before {wait:?}");
+            now += wait;
+            // A look changes nothing about it.
+            scanner.survey(now).unwrap();
+            assert!(scanner.read_next(|| now), "after {wait:?}");
+        }
+        assert!(!scanner.read_next(|| now + LONGEST_WAIT / 2));
+        // A clock that was set back does not make it longer.
+        now -= 2 * LONGEST_WAIT;
+        assert!(scanner.read_next(|| now));
+        assert!(!scanner.read_next(|| now));
+    });
+    // Whoever does something about it need not wait.
+    open_again(&path);
+    scanner.survey(now).unwrap();
+    assert!(scanner.read_next(|| now));
+    assert_eq!(offered(&folder.scanner.catalogue()).len(), 1);
+    // Nor is the next failure the last of many.
+    replace_with_closed(&path, SIGNED);
+    as_nobody(&root, || {
+        folder.scanner.survey(now).unwrap();
+        assert!(folder.scanner.read_next(|| now + SETTLED));
+    });
+}
+
+#[test]
+fn a_suspect_that_cannot_be_read_is_not_offered() {
+    let mut folder = Folder::new();
+    let root = folder.folder.path().to_owned();
+    folder.put("update-1.2.3.payload", FULL);
+    let path = folder.path("update-1.2.3.payload");
+    fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+    let before = folder.scan();
+    if geteuid().is_root() {
+        let now = SystemTime::now() + Duration::from_secs(3600);
+        folder.scanner.suspects().add(&path);
+        // Who looks is another one, as if its disk did not give it any more.
+        let catalogue = as_nobody(&root, || folder.scan_at(now));
+        assert!(catalogue.artifacts.is_empty());
+        let reason = reason(&catalogue, "update-1.2.3.payload");
+        assert!(reason.starts_with("it cannot be read: "), "{reason}");
+        assert_eq!(folder.scan_at(now + SETTLED), before);
+    }
 }
 
 #[test]
