@@ -35,8 +35,8 @@ pub(crate) struct Downloads {
     pub(crate) suspects: Suspects,
 }
 
-/// Answers a GET or HEAD for `artifact`. A permit is taken until the last byte was read;
-/// without one the client is asked to come back.
+/// Answers a GET or HEAD for `artifact`. A GET takes a permit until the last byte was
+/// read; without one the client is asked to come back. A HEAD reads nothing.
 pub(crate) async fn serve(
     client: SocketAddr,
     artifact: &Artifact,
@@ -81,13 +81,6 @@ pub(crate) async fn serve(
             return download.answered(response.into_response());
         }
     };
-    let Ok(permit) = Arc::clone(&downloads.permits).try_acquire_owned() else {
-        return download.answered(busy());
-    };
-    let (source, first) = match open(artifact, &downloads.suspects, range.clone()).await {
-        Ok(opened) => opened,
-        Err(error) => return download.answered(unavailable(artifact, &error)),
-    };
     let content = [
         (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
         (
@@ -116,6 +109,13 @@ pub(crate) async fn serve(
     if method == Method::HEAD {
         return download.answered(head(Body::empty()));
     }
+    let Ok(permit) = Arc::clone(&downloads.permits).try_acquire_owned() else {
+        return download.answered(busy());
+    };
+    let (source, first) = match open(artifact, &downloads.suspects, range.clone()).await {
+        Ok(opened) => opened,
+        Err(error) => return download.answered(unavailable(artifact, &error)),
+    };
     let transfer = download.begin(status, range.end - range.start);
     head(body(source, first, range, transfer, permit))
 }

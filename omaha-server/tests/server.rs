@@ -729,6 +729,8 @@ async fn downloads_leave_room_for_checks() {
         assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE);
         assert!(!reply.header("retry-after").is_empty());
         assert_eq!(reply.header("connection"), "close");
+        let head = server.send(Method::HEAD, &small, &[]).await;
+        assert_eq!(head.status, StatusCode::OK, "no bytes, no download");
         assert_eq!(server.get("/healthz", &[]).await.status, StatusCode::OK);
         assert_eq!(
             server.offered(machine("1.0.0")).await.as_deref(),
