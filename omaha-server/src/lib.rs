@@ -14,6 +14,7 @@
 //! | [`decide`] | which payload a machine gets, and why not | pure |
 //! | [`answer`] | a request and its decisions → the response | pure |
 //! | [`range`] | which bytes of a file a client asks for | pure |
+//! | [`memory`] | how many connections the memory is enough for | reads what the system says |
 //! | [`scan`] | folder → catalogue | reads files |
 //! | [`server`] | HTTP, rescans, shutdown | network |
 //!
@@ -28,6 +29,7 @@ mod error;
 mod files;
 mod journal;
 pub mod labels;
+pub mod memory;
 pub mod range;
 pub mod scan;
 pub mod server;

@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use omaha_server::answer::BaseUrl;
 use omaha_server::decide::Policy;
 use omaha_server::labels::Defaults;
+use omaha_server::memory;
 use omaha_server::scan::Scanner;
 use omaha_server::server::{Server, Settings};
 use tokio::signal::unix::{SignalKind, signal};
@@ -138,7 +139,7 @@ impl Serve {
                 poll_interval: self.poll_interval,
             },
             rescan: Duration::from_secs(2),
-            connections: bounded_http::Limits::default().connections,
+            connections: memory::fit(bounded_http::Limits::default().connections),
         })
         .await?;
         // Only now: until here the system's own reaction, to end at once, is right.
