@@ -219,9 +219,10 @@ impl<'a> Download<'a> {
         }
     }
 
-    /// A cut connection is taken up again where it stopped. A wrong answer, and a
-    /// first connection that never delivered anything, are left to the next
-    /// check, which may bring another URL.
+    /// A cut connection is taken up again where it stopped, and a busy server asked
+    /// again: many machines may want the same at once. A wrong answer, and a first
+    /// connection that never delivered anything, are left to the next check, which
+    /// may bring another URL.
     fn may_retry(&self, error: &TransportError) -> bool {
         let transient = match error {
             TransportError::Http(_) | TransportError::Stalled { .. } => true,
@@ -229,7 +230,8 @@ impl<'a> Download<'a> {
             TransportError::Status(status) => matches!(status, 429 | 500 | 502 | 503 | 504),
             TransportError::Range { .. } | TransportError::Long { .. } => false,
         };
-        transient && self.delivered() && self.failures < self.patience.retries
+        let is_busy = matches!(error, TransportError::Status(429 | 503));
+        transient && (is_busy || self.delivered()) && self.failures < self.patience.retries
     }
 
     fn delivered(&self) -> bool {
@@ -404,6 +406,31 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_server_that_never_delivers_is_left_to_the_next_check() {
         let transport = ScriptedTransport::new(FILE, []);
+        let (_, end) = play(&transport, 0).await;
+        assert!(end.is_err());
+        assert_eq!(transport.asked().len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_busy_server_is_asked_again_and_not_for_ever() {
+        let says = |status| Turn {
+            status,
+            ..whole(vec![])
+        };
+        for busy in [429, 503] {
+            let turns = [says(busy), says(busy), whole(vec![Piece::Bytes(10)])];
+            let transport = ScriptedTransport::new(FILE, turns);
+            let (got, end) = play(&transport, 0).await;
+            assert!(end.is_ok(), "{end:?}");
+            assert_eq!(got, FILE);
+
+            let turns = std::iter::repeat_n(says(busy), 100);
+            let transport = ScriptedTransport::new(FILE, turns);
+            let (_, end) = play(&transport, 0).await;
+            assert!(matches!(end, Err(TransportError::Status(status)) if status == busy));
+            assert_eq!(transport.asked().len(), 21);
+        }
+        let transport = ScriptedTransport::new(FILE, [says(500), whole(vec![])]);
         let (_, end) = play(&transport, 0).await;
         assert!(end.is_err());
         assert_eq!(transport.asked().len(), 1);

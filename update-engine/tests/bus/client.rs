@@ -319,11 +319,8 @@ async fn status_of_a_daemon_that_fails_is_zeros_for_scripts_and_an_error_for_pro
     assert_eq!((program.stdout.as_str(), program.status), ("", Some(1)));
 }
 
-#[tokio::test]
-async fn reset_status_succeeds_or_is_refused() {
-    let bus = PrivateBus::open();
-    let mut engine = FakeEngine::start(&bus, Snapshot::default()).await;
-    engine.change(updated);
+/// What the client says of a reset that the daemon does.
+async fn granted_reset(bus: &PrivateBus, engine: &mut FakeEngine) -> Transcript {
     let client = bus.run_client(&["-reset_status"]);
     let answer = async {
         match engine.next_command().await {
@@ -331,21 +328,22 @@ async fn reset_status_succeeds_or_is_refused() {
             other => panic!("{other:?}"),
         }
     };
-    let (transcript, ()) = tokio::join!(client, answer);
+    tokio::join!(client, answer).0
+}
+
+#[tokio::test]
+async fn reset_status_succeeds_or_is_refused() {
+    let bus = PrivateBus::open();
+    let mut engine = FakeEngine::start(&bus, Snapshot::default()).await;
+    engine.change(updated);
+    let transcript = granted_reset(&bus, &mut engine).await;
     assert_eq!(transcript.status, Some(0), "{transcript:?}");
     assert!(transcript.stdout.is_empty());
     let hint = "\"gptprio prioritize DISK SLOT\"";
     assert!(transcript.stderr.contains(hint), "{transcript:?}");
 
     engine.change(|snapshot| snapshot.status.operation = Operation::Idle);
-    let client = bus.run_client(&["-reset_status"]);
-    let answer = async {
-        match engine.next_command().await {
-            Command::ResetStatus(answer) => answer.send(true).unwrap(),
-            other => panic!("{other:?}"),
-        }
-    };
-    let (transcript, ()) = tokio::join!(client, answer);
+    let transcript = granted_reset(&bus, &mut engine).await;
     transcript.assert(0, "", "There was no finished update to forget.\n");
 
     engine.change(|snapshot| snapshot.status.operation = Operation::Downloading);
