@@ -264,6 +264,16 @@ fn a_power_cut_between_the_record_and_the_flip_is_no_rollback() {
     );
 }
 
+/// The next attempt fails, and the new slot does not become active.
+fn is_not_updated(machine: &Machine) {
+    let failed = machine.client(&["-follow"]).unwrap();
+    assert!(failed.success().is_err());
+    assert_eq!(
+        machine.disk.attributes(Slot::B).unwrap().to_string(),
+        "0/0/0"
+    );
+}
+
 #[test]
 fn an_update_that_cannot_be_recorded_does_not_become_active() {
     let release = Release::make(Recipe::default()).unwrap();
@@ -272,12 +282,7 @@ fn an_update_that_cannot_be_recorded_does_not_become_active() {
     let record = "var/lib/update_engine/prefs/installed-version";
     machine.write(&format!("{record}/in-the-way"), "").unwrap();
     let _daemon = machine.start_daemon().unwrap();
-    let failed = machine.client(&["-follow"]).unwrap();
-    assert!(failed.success().is_err());
-    assert_eq!(
-        machine.disk.attributes(Slot::B).unwrap().to_string(),
-        "0/0/0"
-    );
+    is_not_updated(&machine);
     machine.still_boots_the_old_image().unwrap();
 
     fs::remove_dir_all(machine.path(record)).unwrap();
@@ -299,12 +304,7 @@ fn a_release_whose_security_epoch_cannot_be_recorded_does_not_become_active() {
     let draft = "var/lib/update_engine/prefs/.security-epoch.new";
     machine.write(&format!("{draft}/in-the-way"), "").unwrap();
     let _daemon = machine.start_daemon().unwrap();
-    let failed = machine.client(&["-follow"]).unwrap();
-    assert!(failed.success().is_err());
-    assert_eq!(
-        machine.disk.attributes(Slot::B).unwrap().to_string(),
-        "0/0/0"
-    );
+    is_not_updated(&machine);
 
     fs::remove_dir_all(machine.path(draft)).unwrap();
     machine.client(&["-follow"]).unwrap().success().unwrap();
