@@ -43,6 +43,9 @@ use validate::Draft;
 pub use fragment::{Fragment, Origin};
 pub use keys::{Form, KEYS, Key};
 
+/// `etcd.endpoints` where nothing is set, with a comma between the two.
+pub(crate) const DEFAULT_ENDPOINTS: &str = keys::ETCD_ENDPOINTS.default;
+
 /// Everything that the sources say, valid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {

@@ -23,9 +23,6 @@ use crate::store::SemaphoreStore;
 
 const MIGRATING: &str = "migrating";
 
-/// Whose pause it is; another one is left alone.
-const BY: &str = "locksmithctl migrate";
-
 /// The maximum of a group for which nobody has set one.
 const UNSET: i64 = 1;
 
@@ -91,7 +88,7 @@ async fn look(store: &dyn SemaphoreStore) -> Result<Document, CtlError> {
 
 async fn close_new(store: &dyn SemaphoreStore) -> Result<(), CtlError> {
     let paused = Paused {
-        by: BY.to_owned(),
+        by: Paused::BY_MIGRATE.to_owned(),
         why: "machines may still hold the lock on the v2 API".to_owned(),
         at: now(),
     };
@@ -135,9 +132,10 @@ async fn close_old(store: &dyn SemaphoreStore) -> Result<(), CtlError> {
 
 async fn open_new(store: &dyn SemaphoreStore) -> Result<(), CtlError> {
     settle(store, &Look::default(), MIGRATING, |snapshot, _| {
+        // Another one's is left alone.
         let ours = show::policy(snapshot)
             .paused
-            .is_some_and(|paused| paused.by == BY);
+            .is_some_and(|paused| paused.by == Paused::BY_MIGRATE);
         Ok(match steering::resume(snapshot) {
             Some(transaction) if ours => Step::Commit(transaction, ()),
             _ => Step::Done(()),

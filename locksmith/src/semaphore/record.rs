@@ -95,6 +95,11 @@ pub struct Paused {
     pub at: i64,
 }
 
+impl Paused {
+    /// Who paused it while a group moves from etcd's v2 API.
+    pub const BY_MIGRATE: &'static str = "locksmithctl migrate";
+}
+
 /// Why nobody may take a place until an operator says otherwise.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Halt {

@@ -4,7 +4,7 @@
 //! The requests are the original's, but for two things: reads ask the quorum,
 //! and nothing is created by looking.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,6 +21,7 @@ use tokio::time::{sleep, timeout};
 use super::etcd::{EtcdOptions, Stamp, handshake_hint, refused};
 use super::failover::{ATTEMPT_LIMIT, Endpoints, Failed, Repeat, Verdict, no_answer};
 use super::{COMMIT, Committed, LOAD, SemaphoreStore, StoreError, check};
+use crate::config::DEFAULT_ENDPOINTS;
 use crate::group::{GroupName, escape};
 use crate::semaphore::{
     BadRecord, Compare, Document, Key, LeaseId, Look, Record, Revision, Snapshot, Transaction,
@@ -67,10 +68,34 @@ struct Shared {
 pub(super) enum Spoken {
     /// One has answered it.
     Yes(Box<Snapshot>),
-    /// None of them speaks v2.
+    /// None of them speaks v2, as far as a client can know.
     Nowhere,
-    /// Some of them do not speak v2, and the others gave no answer.
+    /// Some of them do not speak v2, and the others may.
     Unclear(StoreError),
+}
+
+/// What the endpoints, by their numbers, have said of v2.
+#[derive(Debug, Default)]
+struct Heard(BTreeMap<usize, OfV2>);
+
+/// What one endpoint has said; of several answers the one that stands last here counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum OfV2 {
+    /// Nobody listens there.
+    Nobody,
+    /// etcd itself says that it does not speak it.
+    Not,
+    /// Something else.
+    Other,
+}
+
+/// What a server says at `/version`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Version {
+    etcdserver: String,
+    /// The least of all members.
+    etcdcluster: String,
 }
 
 /// What a server says of a key that it has.
@@ -124,22 +149,57 @@ enum Condition {
 ///
 /// No endpoint answers, or the options cannot work.
 pub async fn detect_api(options: &EtcdOptions) -> Result<EtcdApi, StoreError> {
-    #[derive(Deserialize)]
-    struct Version {
-        etcdserver: String,
-    }
     let store = Etcd2Store::new(options.clone(), &GroupName::default())?;
-    let text = store
-        .shared
-        .call("ask for etcd's version", Repeat::Safe, |client, url| {
-            client.get(format!("{url}/version"))
-        })
-        .await?
-        .1;
-    let old = serde_json::from_slice(&text).is_ok_and(|version: Version| {
-        matches!(version.etcdserver.split('.').next(), Some("0" | "2"))
-    });
-    Ok(if old { EtcdApi::V2 } else { EtcdApi::V3 })
+    Ok(if store.shared.version().await?.knows_v2_alone() {
+        EtcdApi::V2
+    } else {
+        EtcdApi::V3
+    })
+}
+
+impl Version {
+    fn knows_v2_alone(&self) -> bool {
+        matches!(self.etcdserver.split('.').next(), Some("0" | "2"))
+    }
+
+    /// Whether no member can be started with v2.
+    fn has_lost_v2(&self) -> bool {
+        let mut numbers = self.etcdcluster.split('.').map(str::parse);
+        match (numbers.next(), numbers.next()) {
+            (Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= (3_u32, 6_u32),
+            _ => false,
+        }
+    }
+}
+
+impl Heard {
+    fn note(&mut self, endpoint: usize, said: OfV2) {
+        let noted = self.0.entry(endpoint).or_insert(said);
+        *noted = said.max(*noted);
+    }
+
+    fn count(&self, said: OfV2) -> usize {
+        self.0.values().filter(|noted| **noted == said).count()
+    }
+
+    /// Whether the fleet cannot lock by v2 at these endpoints.
+    ///
+    /// Members of one cluster have one store: what is locked by v2 can be read at
+    /// each one that speaks it. So if most say that they do not and the others say
+    /// nothing, a cluster that never had v2 has lost a member, or somebody ends v2
+    /// where the fleet still locks by it, which the documentation forbids. A member
+    /// that answers, whatever it is, may speak v2.
+    fn is_nowhere(&self, endpoints: &[String]) -> bool {
+        let without = self.count(OfV2::Not);
+        // One member, that listens at one of the two as a rule.
+        let nobody = if endpoints.iter().eq(DEFAULT_ENDPOINTS.split(',')) {
+            self.count(OfV2::Nobody)
+        } else {
+            0
+        };
+        without > 0 && without + nobody >= endpoints.len()
+            || without > endpoints.len() / 2 && self.count(OfV2::Other) == 0
+    }
 }
 
 impl Etcd2Store {
@@ -182,13 +242,12 @@ impl Etcd2Store {
     /// As a load, where no server says that it does not speak v2.
     pub(super) async fn load_if_spoken(&self) -> Result<Spoken, StoreError> {
         let shared = &self.shared;
-        let without = Mutex::new(BTreeSet::new());
-        let nobody = Mutex::new(BTreeSet::new());
-        let note = |of: &Mutex<BTreeSet<usize>>, endpoint| {
-            let mut of = of.lock().unwrap_or_else(PoisonError::into_inner);
-            of.insert(endpoint);
+        let heard = Mutex::new(Heard::default());
+        let note = |endpoint, said| {
+            let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
+            heard.note(endpoint, said);
         };
-        let (without, nobody, note) = (&without, &nobody, &note);
+        let note = &note;
         let loaded = shared
             .endpoints
             .call(LOAD, Repeat::Safe, |endpoint, limit| async move {
@@ -196,31 +255,27 @@ impl Etcd2Store {
                     client.get(shared.question(url))
                 });
                 let answer = asked.await.inspect_err(|failed| {
-                    // Not another member: one of the two defaults is always so.
-                    if failed.verdict == Verdict::NobodyListens
-                        && is_loopback(shared.endpoints.url(endpoint))
-                    {
-                        note(nobody, endpoint);
+                    if failed.verdict == Verdict::NobodyListens {
+                        note(endpoint, OfV2::Nobody);
                     }
                 })?;
-                if has_no_v2(&answer) {
-                    note(without, endpoint);
-                }
+                let not = has_no_v2(&answer);
+                note(endpoint, if not { OfV2::Not } else { OfV2::Other });
                 Ok((understand(&answer)?, answer.2))
             })
             .await;
-        let count =
-            |of: &Mutex<BTreeSet<usize>>| of.lock().unwrap_or_else(PoisonError::into_inner).len();
+        let heard = heard.into_inner().unwrap_or_else(PoisonError::into_inner);
         match loaded {
             Ok((answer, index)) => {
                 let seen = shared.snapshot(answer, index)?;
                 Ok(Spoken::Yes(Box::new(seen)))
             }
-            Err(error) if count(without) == 0 => Err(error),
-            Err(_) if count(without) + count(nobody) >= shared.options.endpoints.len() => {
-                Ok(Spoken::Nowhere)
-            }
-            Err(error) => Ok(Spoken::Unclear(error)),
+            Err(error) if heard.count(OfV2::Not) == 0 => Err(error),
+            Err(_) if heard.is_nowhere(&shared.options.endpoints) => Ok(Spoken::Nowhere),
+            Err(error) => Ok(match shared.version().await {
+                Ok(version) if version.has_lost_v2() => Spoken::Nowhere,
+                _ => Spoken::Unclear(error),
+            }),
         }
     }
 }
@@ -267,6 +322,15 @@ impl Shared {
     fn question(&self, url: &str) -> String {
         let path = &self.path;
         format!("{url}{path}?quorum=true&recursive=false&sorted=false")
+    }
+
+    /// Empty if it is none that is known.
+    async fn version(&self) -> Result<Version, StoreError> {
+        let asked = self.call("ask for etcd's version", Repeat::Safe, |client, url| {
+            client.get(format!("{url}/version"))
+        });
+        let (_, text) = asked.await?;
+        Ok(serde_json::from_slice(&text).unwrap_or_default())
     }
 
     async fn read(&self) -> Result<Snapshot, StoreError> {
@@ -650,6 +714,65 @@ impl std::fmt::Display for Said {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn v2_is_nowhere_if_nobody_can_be_thought_to_speak_it() {
+        use OfV2::{Nobody, Not, Other};
+        let defaults: Vec<_> = DEFAULT_ENDPOINTS.split(',').map(str::to_owned).collect();
+        let some = |count| -> Vec<String> { (0..count).map(|i| format!("http://{i}")).collect() };
+        // Endpoints that are not named were silent.
+        for (endpoints, said, nowhere) in [
+            (some(1), &[(0, Not)][..], true),
+            (some(2), &[(0, Not), (1, Not)], true),
+            (some(2), &[(0, Not)], false),
+            (some(2), &[(0, Not), (1, Nobody)], false),
+            (some(2), &[(0, Not), (1, Other)], false),
+            // Each counts once, whatever it says in a second round.
+            (some(2), &[(0, Nobody), (0, Not)], false),
+            (some(2), &[(0, Not), (0, Not)], false),
+            (defaults.clone(), &[(0, Nobody), (0, Not)], false),
+            (defaults.clone(), &[(0, Not), (1, Nobody)], true),
+            (defaults.clone(), &[(0, Nobody), (1, Nobody)], false),
+            (defaults, &[(0, Not)], false),
+            (some(3), &[(0, Not), (2, Not)], true),
+            (some(3), &[(0, Not), (1, Nobody), (2, Not)], true),
+            (some(3), &[(0, Not), (1, Nobody), (2, Nobody)], false),
+            (some(3), &[(0, Not), (1, Other), (2, Not)], false),
+            (some(3), &[(0, Not), (1, Other), (1, Not), (2, Not)], false),
+            (some(4), &[(0, Not), (1, Not)], false),
+        ] {
+            let mut heard = Heard::default();
+            for &(endpoint, answer) in said {
+                heard.note(endpoint, answer);
+            }
+            assert_eq!(
+                heard.is_nowhere(&endpoints),
+                nowhere,
+                "{endpoints:?} {said:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn v2_is_lost_when_all_members_are_of_a_later_version() {
+        for (cluster, lost) in [
+            ("3.4.0", false),
+            ("3.5.0", false),
+            ("3.6.0", true),
+            ("3.10.0", true),
+            ("4.0.0", true),
+            ("2.3.0", false),
+            ("not_decided", false),
+            ("", false),
+            ("3", false),
+        ] {
+            let version = Version {
+                etcdserver: "3.6.1".into(),
+                etcdcluster: cluster.into(),
+            };
+            assert_eq!(version.has_lost_v2(), lost, "{cluster}");
+        }
+    }
 
     #[test]
     fn answers_are_told_apart() {

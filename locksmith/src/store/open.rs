@@ -14,7 +14,7 @@ use super::{
 };
 use crate::config::{Etcd, EtcdApi, Settings, Store};
 use crate::group::GroupName;
-use crate::semaphore::{Document, Key, LeaseId, Look, Revision, Snapshot, Transaction};
+use crate::semaphore::{Document, Key, LeaseId, Look, Paused, Revision, Snapshot, Transaction};
 
 /// A store that is shared and whose kind is known at run time only.
 pub type SharedStore = Arc<dyn SemaphoreStore>;
@@ -154,11 +154,13 @@ impl Auto {
             Spoken::Nowhere if !was_there => return Ok(None),
             // Members that lose v2 one after the other do not move a fleet.
             Spoken::Nowhere => NOT_MOVED.to_owned(),
-            Spoken::Unclear(error) if was_there => return Err(unavailable(error.to_string())),
+            Spoken::Unclear(error) if was_there => {
+                return Err(unavailable(format!("{error}; {TO_FOLLOW}")));
+            }
             Spoken::Unclear(error) => format!("{error}; {IN_VAIN}"),
         };
         let new = self.open_v3()?.load(&Look::default()).await?;
-        if is_open(&new) {
+        if is_open(&new, was_there) {
             Ok(None)
         } else {
             Err(unavailable(reason))
@@ -197,9 +199,12 @@ impl Auto {
     }
 }
 
-const IN_VAIN: &str = "if nobody locks by etcd's v2 API set etcd.api to v3";
+const IN_VAIN: &str = "if nobody locks by etcd's v2 API set etcd.api to v3 (-api v3)";
+/// Where an endpoint that is dead keeps an agent on v2.
+const TO_FOLLOW: &str = "if the lock has moved to v3 remove the endpoint that is dead, or \
+                         restart locksmithd";
 /// Where v2 is gone and nobody has ended it.
-const NOT_MOVED: &str = "etcd does not speak v2 any more, and nobody has moved the lock to v3: start etcd \
+const NOT_MOVED: &str = "etcd does not speak v2 any more, and the lock has not moved to v3: start etcd \
                          with --enable-v2 and run locksmithctl migrate; or, if nobody holds the lock on \
                          v2, locksmithctl -api v3 set-max";
 
@@ -225,16 +230,20 @@ fn in_vain(error: StoreError) -> StoreError {
 /// and until then its holders give back there what they have.
 fn fleet_is_on_v2(old: &Document, new: &Snapshot) -> bool {
     let in_use = new.document.value.is_some();
-    is_in_use(old) || !in_use || (is_paused(new) && !old.holders.is_empty())
+    is_in_use(old) || !in_use || (paused(new).is_some() && !old.holders.is_empty())
 }
 
 /// Whether v3 is in use and no migration is under way.
-fn is_open(new: &Snapshot) -> bool {
-    new.document.value.is_some() && !is_paused(new)
+///
+/// A migration leaves an operator's pause alone, so who was on v2 takes each for
+/// its own. Who starts may have a place on v3 to give back.
+fn is_open(new: &Snapshot, was_there: bool) -> bool {
+    let moves = paused(new).is_some_and(|paused| was_there || paused.by == Paused::BY_MIGRATE);
+    new.document.value.is_some() && !moves
 }
 
-fn is_paused(new: &Snapshot) -> bool {
-    (new.policy.value.as_ref()).is_some_and(|policy| policy.paused.is_some())
+fn paused(new: &Snapshot) -> Option<&Paused> {
+    new.policy.value.as_ref()?.paused.as_ref()
 }
 
 /// Whether it gives places and somebody wants that: the original makes one by
@@ -310,7 +319,7 @@ impl<S: SemaphoreStore + ?Sized> SemaphoreStore for Arc<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::semaphore::{Paused, Policy, Versioned};
+    use crate::semaphore::{Policy, Versioned};
 
     #[test]
     fn a_fleet_is_on_v2_while_somebody_could_get_or_has_a_place_there() {
@@ -333,7 +342,7 @@ mod tests {
         };
         let open = with(None);
         let paused = with(Some(Paused {
-            by: "migrate".into(),
+            by: Paused::BY_MIGRATE.into(),
             why: String::new(),
             at: 0,
         }));

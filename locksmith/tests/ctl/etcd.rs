@@ -135,6 +135,9 @@ const NONSENSE: [&str; 3] = [
     "HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\n<html>",
 ];
 
+/// Nobody listens there.
+const DEAD: &str = "http://127.0.0.1:1";
+
 #[tokio::test(flavor = "multi_thread")]
 async fn members_that_lose_v2_one_by_one_move_nobody() {
     let etcd = Server::start();
@@ -154,15 +157,16 @@ async fn members_that_lose_v2_one_by_one_move_nobody() {
         // Nobody else is asked, and nobody listens at the second default.
         assert_eq!(alone.is_ok(), answer == NO_V2, "{answer}: {alone:?}");
     }
-    let endpoints = [&*gate.endpoint, "http://127.0.0.1:1"];
-    let seen = daemons_store(&endpoints).load(&look).await.unwrap();
-    assert!(!seen.document_only);
-    // One that is silent may know more, as long as nobody uses v3.
+    // One that is dead may know more, as long as nobody uses v3.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let silent_url = format!("http://{}", silent.local_addr().unwrap());
+    for dead in [DEAD, &silent_url] {
+        let endpoints = [&*gate.endpoint, dead];
+        let error = daemons_store(&endpoints).load(&look).await.unwrap_err();
+        assert!(matches!(error, StoreError::Unavailable { .. }), "{error}");
+        assert!(error.to_string().contains("-api v3"), "{error}");
+    }
     let endpoints = [&*gate.endpoint, &silent_url];
-    let error = daemons_store(&endpoints).load(&look).await.unwrap_err();
-    assert!(matches!(error, StoreError::Unavailable { .. }), "{error}");
 
     gate.answers(&[]);
     let running = daemons_store(&[&gate.endpoint]);
@@ -179,6 +183,71 @@ async fn members_that_lose_v2_one_by_one_move_nobody() {
     assert!(!running.load(&look).await.unwrap().document_only);
     let seen = daemons_store(&endpoints).load(&look).await.unwrap();
     assert!(!seen.document_only);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_etcd_that_never_had_v2_may_have_a_dead_member() {
+    let etcd = Server::start_with(&Setup::default());
+    let gate = Gate::before(&etcd.endpoint(0)).await;
+    let third = Gate::before(&etcd.endpoint(0)).await;
+    let load = async |endpoints: &[&str]| daemons_store(endpoints).load(&Look::default()).await;
+    let own = etcd.endpoint(0);
+    let most = [&*own, &gate.endpoint, DEAD];
+    // Nobody has locked yet. A client begins at any of its endpoints.
+    for _ in 0..6 {
+        assert!(!load(&most).await.unwrap().document_only);
+    }
+    // This one speaks, so it may speak v2.
+    let busy = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n";
+    third.answers(&[("GET /v2/", Some(busy))]);
+    load(&[&*own, &gate.endpoint, &third.endpoint])
+        .await
+        .unwrap_err();
+    // Half of them is too few, unless there is no v2 in this version.
+    let half = [&*gate.endpoint, DEAD];
+    load(&half).await.unwrap_err();
+    let etcd_3_6 = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n\
+                    {\"etcdserver\":\"3.6.1\",\"etcdcluster\":\"3.6.0\",\"storage\":\"3.6.0\"}\r\n";
+    gate.answers(&[("GET /version", Some(etcd_3_6))]);
+    assert!(!load(&half).await.unwrap().document_only);
+    gate.answers(&[]);
+    // A machine that comes back can give its place back during a pause.
+    let session = session(&etcd);
+    session.stdout(&["lock", "a"]);
+    session.stdout(&["pause"]);
+    assert!(load(&half).await.unwrap().places().holds(&"a".into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_member_holds_no_agent_back_from_following() {
+    let etcd = Server::start();
+    let session = Session::new().variable("LOCKSMITHCTL_ENDPOINT", etcd.endpoint(0));
+    session.stdout(&["-api", "v2", "lock", "a"]);
+    let one = Gate::before(&etcd.endpoint(0)).await;
+    let two = Gate::before(&etcd.endpoint(0)).await;
+    let (most, half) = (
+        [&*one.endpoint, &two.endpoint, DEAD],
+        [&*one.endpoint, DEAD],
+    );
+    let look = Look::default();
+    let (running, few) = (daemons_store(&most), daemons_store(&half));
+    for store in [&running, &few] {
+        assert!(store.load(&look).await.unwrap().document_only);
+    }
+    assert_eq!(session.run(&["migrate"]).status.code(), Some(1));
+    for gate in [&one, &two] {
+        gate.answers(&[("GET /v2/", Some(NO_V2))]);
+    }
+    // The migration has not ended.
+    running.load(&look).await.unwrap_err();
+    daemons_store(&half).load(&look).await.unwrap_err();
+    session.stdout(&["unlock", "a"]);
+    session.stdout(&["migrate"]);
+    assert!(!running.load(&look).await.unwrap().document_only);
+    let error = few.load(&look).await.unwrap_err().to_string();
+    assert!(error.contains("restart locksmithd"), "{error}");
+    let restarted = daemons_store(&half).load(&look).await.unwrap();
+    assert!(!restarted.document_only);
 }
 
 #[tokio::test(flavor = "multi_thread")]
