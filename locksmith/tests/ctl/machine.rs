@@ -52,6 +52,16 @@ impl Logind {
             .unwrap()
     }
 
+    /// One that says why not.
+    async fn start_blocked(bus: &PrivateBus) -> (Self, Connection) {
+        let logind = Self {
+            blocked: true,
+            ..Self::default()
+        };
+        let connection = logind.start(bus).await;
+        (logind, connection)
+    }
+
     fn reboots(&self) -> u32 {
         *self.reboots.lock().unwrap()
     }
@@ -139,11 +149,7 @@ async fn a_refused_reboot_gives_back_what_it_took_and_nothing_else() {
         return;
     }
     let bus = PrivateBus::start();
-    let logind = Logind {
-        blocked: true,
-        ..Logind::default()
-    };
-    let _connection = logind.start(&bus).await;
+    let (logind, _connection) = Logind::start_blocked(&bus).await;
     let (_root, session) = machine(&bus);
     let output = run(&session, &["reboot"]).await;
     assert_eq!(output.status.code(), Some(1));
@@ -170,11 +176,7 @@ async fn a_refused_reboot_leaves_the_agents_place_its_deadline() {
         return;
     }
     let bus = PrivateBus::start();
-    let logind = Logind {
-        blocked: true,
-        ..Logind::default()
-    };
-    let _connection = logind.start(&bus).await;
+    let (_logind, _connection) = Logind::start_blocked(&bus).await;
     let (root, session) = machine(&bus);
     let store = FileStore::new(&root.path().join("lock"), &GroupName::default());
     let request = Request {
@@ -206,11 +208,7 @@ async fn the_settings_of_reboots_hold_for_the_command() {
         return;
     }
     let bus = PrivateBus::start();
-    let logind = Logind {
-        blocked: true,
-        ..Logind::default()
-    };
-    let _connection = logind.start(&bus).await;
+    let (logind, _connection) = Logind::start_blocked(&bus).await;
     let (root, session) = machine(&bus);
     let folder = root.path().join("etc/locksmith");
     std::fs::create_dir(&folder).unwrap();
