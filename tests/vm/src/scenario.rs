@@ -27,7 +27,7 @@ use crate::write_log::WriteLog;
 /// Power cuts after which the disk is only read.
 const READ_CUTS: usize = 40;
 /// Power cuts after each write to a partition table.
-const TABLE_CUTS: usize = 20;
+const TABLE_CUTS: usize = 10;
 /// Cuts without the sync between the copies of the table, of which one must be fatal.
 const MOST_LOST_CUTS: usize = 2000;
 /// A place is given back after the soak of a second and some looks at the machine.
