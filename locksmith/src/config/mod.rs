@@ -376,9 +376,7 @@ impl Settings {
         environment: impl Fn(&str) -> Option<String>,
         flags: Fragment,
     ) -> Result<Loaded, Problems> {
-        let mut draft = Draft::default();
-        let local = Sources { root, program }.read(&environment, flags, &mut draft);
-        draft.settings_where(&local, |problem, strategy| {
+        Self::load_where(root, program, environment, flags, |problem, strategy| {
             strategy.is_none_or(Strategy::needs_etcd) || !problem.is_about_etcd()
         })
     }
@@ -394,10 +392,7 @@ impl Settings {
         environment: impl Fn(&str) -> Option<String>,
         flags: Fragment,
     ) -> Result<Loaded, Problems> {
-        let mut draft = Draft::default();
-        let program = Program::Daemon;
-        let local = Sources { root, program }.read(&environment, flags, &mut draft);
-        draft.settings(&local)
+        Self::load_where(root, Program::Daemon, environment, flags, |_, _| true)
     }
 
     /// The same for commands that ask no more than where the semaphore is: a bad window must not
@@ -411,10 +406,22 @@ impl Settings {
         environment: impl Fn(&str) -> Option<String>,
         flags: Fragment,
     ) -> Result<Loaded, Problems> {
+        Self::load_where(root, Program::Ctl, environment, flags, |problem, _| {
+            !problem.is_beside_the_lock()
+        })
+    }
+
+    /// `counts` tells which problems are errors; the others are warnings.
+    fn load_where(
+        root: &Root,
+        program: Program,
+        environment: impl Fn(&str) -> Option<String>,
+        flags: Fragment,
+        counts: impl Fn(&Problem, Option<Strategy>) -> bool,
+    ) -> Result<Loaded, Problems> {
         let mut draft = Draft::default();
-        let program = Program::Ctl;
         let local = Sources { root, program }.read(&environment, flags, &mut draft);
-        draft.settings_where(&local, |problem, _| !problem.is_beside_the_lock())
+        draft.settings_where(&local, counts)
     }
 
     /// When `machine` may reboot.
